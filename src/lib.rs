@@ -1,1 +1,8 @@
+#![doc = include_str!("README.md")]
 
+pub mod amqp;
+pub mod apns;
+pub mod clock;
+pub mod domain;
+pub mod metrics;
+pub mod worker;

@@ -1,0 +1,59 @@
+//! Apple's side of the road: connections to APNs, and one request on them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::domain::app::Environment;
+
+/// What the APNs rooms are told by the configuration (`[apns]` and the apps' credentials).
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where each environment is, by [`Environment::index`].
+    pub endpoints: [Endpoint; 2],
+    /// `apns.ca_file`: an extra trust root beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// `apns.connections`: per pool, 1 to 64.
+    pub connections: usize,
+    /// `apns.request_timeout`: how long one attempt may stay unanswered.
+    pub request_timeout: Duration,
+    /// Which credential each app uses in each environment: `credentials[app.index][environment.index()]`.
+    pub credentials: Vec<[Credential; 2]>,
+}
+
+/// `https://host:port`, resolved anew at each dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// A DNS name or an IP address (an IPv6 one without brackets).
+    pub host: String,
+    /// 443 unless said otherwise.
+    pub port: u16,
+}
+
+/// A provider token's signing key (`[apps.NAME.auth]`), already read and checked. Two apps with the same team and key id
+/// share a pool.
+#[derive(Clone)]
+pub struct Credential {
+    /// `team_id`: ten characters.
+    pub team_id: String,
+    /// `key_id`: ten characters.
+    pub key_id: String,
+    /// The P-256 private key from the `.p8` file.
+    pub key: p256::SecretKey,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Credential")
+            .field("team_id", &self.team_id)
+            .field("key_id", &self.key_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// Where an environment is.
+    pub fn endpoint(&self, environment: Environment) -> &Endpoint {
+        &self.endpoints[environment.index()]
+    }
+}

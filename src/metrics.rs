@@ -1,0 +1,407 @@
+//! Every metric family, declared once and handed down.
+//!
+//! The rooms call verbs on [`Metrics`]; names and labels stand here and nowhere else. Labels come from closed sets: the
+//! `app` label holds configured names only, `reason` only words known to Apple's pages, else `other`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+/// From 1 ms to 60 s: the slow end is a call's life, the fast end the time in the worker.
+const SECONDS_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0,
+    60.0,
+];
+
+/// All families of one process.
+pub struct Metrics {
+    registry: Registry,
+    refreshers: Mutex<Vec<Box<dyn Fn() + Send>>>,
+    invites: IntCounterVec,
+    devices: IntCounterVec,
+    apns_responses: IntCounterVec,
+    stage_seconds: HistogramVec,
+    slack_seconds: Histogram,
+    expired: IntCounterVec,
+    attempts: IntCounterVec,
+    late_answers: IntCounterVec,
+    apns_connections: IntGaugeVec,
+    apns_streams: IntGaugeVec,
+    apns_oldest_unanswered: GaugeVec,
+    apns_goaways: IntCounterVec,
+    apns_dials: IntCounterVec,
+    provider_token_age: GaugeVec,
+    token_events: IntCounterVec,
+    amqp_connected: IntGaugeVec,
+    amqp_blocked: IntGauge,
+    amqp_unsettled: IntGauge,
+    amqp_publishes: IntCounterVec,
+    unknown_fields: IntCounter,
+    clock_skew: Gauge,
+    handler_panics: IntCounter,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// Declares every family in a registry of its own, so that two workers can live in one process.
+    pub fn new() -> Arc<Self> {
+        let declare = Declarations { registry: Registry::new() };
+        let metrics = Self {
+            refreshers: Mutex::new(Vec::new()),
+            invites: declare.counters(
+                "ringcast_invites_total",
+                "Invites with a final outcome, by app (`unknown` when it could not be read or is not configured) and result.",
+                &["app", "result"],
+            ),
+            devices: declare.counters(
+                "ringcast_devices_total",
+                "Devices with a final result, by app, environment and result.",
+                &["app", "environment", "result"],
+            ),
+            apns_responses: declare.counters(
+                "ringcast_apns_responses_total",
+                "Answers from APNs, by environment, HTTP status and Apple's reason (`none` for an empty one, `other` for an unknown word).",
+                &["environment", "status", "reason"],
+            ),
+            stage_seconds: declare.histograms(
+                "ringcast_stage_seconds",
+                "Seconds spent per stage: `queue` from created_at to the worker, `slot` for a stream, `apns` for an answer, `confirm` for the broker's confirm, `total` in the worker.",
+                &["stage"],
+            ),
+            slack_seconds: declare.histogram(
+                "ringcast_slack_seconds",
+                "Seconds left to the deadline when APNs accepted a push.",
+            ),
+            expired: declare.counters(
+                "ringcast_expired_total",
+                "Devices whose deadline came before any attempt, by the stage where it came.",
+                &["stage"],
+            ),
+            attempts: declare.counters(
+                "ringcast_attempts_total",
+                "Attempts: `first`, and repeats by the class of the failure before: `unprocessed`, `transient`, `ambiguous`.",
+                &["class"],
+            ),
+            late_answers: declare.counters(
+                "ringcast_apns_late_answers_total",
+                "Answers that came after their attempt was given up, by environment and HTTP status.",
+                &["environment", "status"],
+            ),
+            apns_connections: declare.gauges(
+                "ringcast_apns_connections",
+                "Connections to APNs by state: `dialing`, `usable`, `draining`.",
+                &["environment", "state"],
+            ),
+            apns_streams: declare.gauges(
+                "ringcast_apns_streams",
+                "Streams on usable connections: `used`, and `allowed` by the peer's settings and our own limit.",
+                &["environment", "kind"],
+            ),
+            apns_oldest_unanswered: declare.float_gauges(
+                "ringcast_apns_oldest_unanswered_seconds",
+                "Age of the oldest request that APNs has not answered, 0 when there is none.",
+                &["environment"],
+            ),
+            apns_goaways: declare.counters(
+                "ringcast_apns_goaways_total",
+                "GOAWAY frames from APNs, by the reason in their text (`none` when empty, `other` when unknown).",
+                &["reason"],
+            ),
+            apns_dials: declare.counters(
+                "ringcast_apns_dials_total",
+                "Attempts to open a connection to APNs, by result: `connected`, `failed`.",
+                &["environment", "result"],
+            ),
+            provider_token_age: declare.float_gauges(
+                "ringcast_provider_token_age_seconds",
+                "Seconds since the `iat` of the provider token in use, by app.",
+                &["app"],
+            ),
+            token_events: declare.counters(
+                "ringcast_token_events_total",
+                "Token events published, by app, confidence (`dead`, `suspect`) and queue (`invalid`, `quarantine`).",
+                &["app", "confidence", "to"],
+            ),
+            amqp_connected: declare.gauges(
+                "ringcast_amqp_connected",
+                "1 while the connection of that role (`consume`, `publish`) is usable.",
+                &["role"],
+            ),
+            amqp_blocked: declare.gauge(
+                "ringcast_amqp_blocked",
+                "1 while the broker blocks publishing (connection.blocked: a memory or disk alarm).",
+            ),
+            amqp_unsettled: declare.gauge(
+                "ringcast_amqp_unsettled",
+                "Deliveries held and not yet settled; the prefetch is their limit.",
+            ),
+            amqp_publishes: declare.counters(
+                "ringcast_amqp_publishes_total",
+                "Results published, by what became of them: `confirmed`, `returned`, `nacked`, `lost`.",
+                &["result"],
+            ),
+            unknown_fields: declare.counter(
+                "ringcast_unknown_fields_total",
+                "Fields of invites that the contract does not name.",
+            ),
+            clock_skew: declare.float_gauge(
+                "ringcast_clock_skew_seconds",
+                "How far the last created_at more than 2 s in the future lay ahead of this worker's clock.",
+            ),
+            handler_panics: declare.counter(
+                "ringcast_handler_panics_total",
+                "Invites whose handler died; each is a bug to report.",
+            ),
+            registry: declare.registry,
+        };
+        declare_build_info(&metrics.registry);
+        #[cfg(target_os = "linux")]
+        register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
+        Arc::new(metrics)
+    }
+
+    /// The text exposition of every family (Prometheus text format 0.0.4).
+    pub fn render(&self) -> String {
+        for refresh in self.refreshers.lock().iter() {
+            refresh();
+        }
+        // Encoding fails only on a family without samples or a duplicate name, and `gather` yields neither.
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// Runs `refresh` before each rendering, for gauges that only a scrape needs.
+    pub fn refresh_with(&self, refresh: impl Fn() + Send + 'static) {
+        self.refreshers.lock().push(Box::new(refresh));
+    }
+
+    /// An invite is final. `app`: a configured name, or `None`.
+    pub fn invite(&self, app: Option<&str>, result: &str) {
+        self.invites.with_label_values(&[app.unwrap_or("unknown"), result]).inc();
+    }
+
+    /// A device is final.
+    pub fn device(&self, app: &str, environment: &str, result: &str) {
+        self.devices.with_label_values(&[app, environment, result]).inc();
+    }
+
+    /// APNs answered. `reason`: a word from a closed set, `none` or `other`.
+    pub fn apns_response(&self, environment: &str, status: u16, reason: &str) {
+        self.apns_responses.with_label_values(&[environment, status_label(status), reason]).inc();
+    }
+
+    /// APNs answered an attempt that was given up before.
+    pub fn late_answer(&self, environment: &str, status: u16) {
+        self.late_answers.with_label_values(&[environment, status_label(status)]).inc();
+    }
+
+    /// Time spent in a stage: `queue`, `slot`, `apns`, `confirm`, `total`.
+    pub fn stage(&self, stage: &str, spent: Duration) {
+        self.stage_seconds.with_label_values(&[stage]).observe(spent.as_secs_f64());
+    }
+
+    /// APNs accepted a push with this much time left.
+    pub fn slack(&self, left: Duration) {
+        self.slack_seconds.observe(left.as_secs_f64());
+    }
+
+    /// A device expired in a stage: `broker`, `queue`, `slot`, `retry`.
+    pub fn expired(&self, stage: &str) {
+        self.expired.with_label_values(&[stage]).inc();
+    }
+
+    /// An attempt starts: `first`, `unprocessed`, `transient`, `ambiguous`.
+    pub fn attempt(&self, class: &str) {
+        self.attempts.with_label_values(&[class]).inc();
+    }
+
+    /// How many connections are in a state: `dialing`, `usable`, `draining`. Several pools share an environment, so
+    /// this takes a difference.
+    pub fn apns_connections(&self, environment: &str, state: &str, difference: i64) {
+        self.apns_connections.with_label_values(&[environment, state]).add(difference);
+    }
+
+    /// Streams of an environment, `used` and `allowed`.
+    pub fn apns_streams(&self, environment: &str, used: usize, allowed: usize) {
+        let signed = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.apns_streams.with_label_values(&[environment, "used"]).set(signed(used));
+        self.apns_streams.with_label_values(&[environment, "allowed"]).set(signed(allowed));
+    }
+
+    /// The age of the oldest unanswered request of an environment.
+    pub fn apns_oldest_unanswered(&self, environment: &str, age: Duration) {
+        self.apns_oldest_unanswered.with_label_values(&[environment]).set(age.as_secs_f64());
+    }
+
+    /// A GOAWAY came; `reason` from a closed set.
+    pub fn apns_goaway(&self, reason: &str) {
+        self.apns_goaways.with_label_values(&[reason]).inc();
+    }
+
+    /// A connection attempt ended: `connected` or `failed`.
+    pub fn apns_dial(&self, environment: &str, result: &str) {
+        self.apns_dials.with_label_values(&[environment, result]).inc();
+    }
+
+    /// The age of an app's provider token.
+    pub fn provider_token_age(&self, app: &str, age_seconds: f64) {
+        self.provider_token_age.with_label_values(&[app]).set(age_seconds);
+    }
+
+    /// A token event was confirmed; `to`: `invalid` or `quarantine`.
+    pub fn token_event(&self, app: &str, confidence: &str, to: &str) {
+        self.token_events.with_label_values(&[app, confidence, to]).inc();
+    }
+
+    /// The connection of a role (`consume`, `publish`) became usable or was lost.
+    pub fn amqp_connected(&self, role: &str, connected: bool) {
+        self.amqp_connected.with_label_values(&[role]).set(i64::from(connected));
+    }
+
+    /// The broker blocks publishing, or does so no more.
+    pub fn amqp_blocked(&self, blocked: bool) {
+        self.amqp_blocked.set(i64::from(blocked));
+    }
+
+    /// Deliveries came (positive) or were settled or lost (negative).
+    pub fn amqp_unsettled(&self, difference: i64) {
+        self.amqp_unsettled.add(difference);
+    }
+
+    /// A publication's fate: `confirmed`, `returned`, `nacked`, `lost`.
+    pub fn amqp_publish(&self, result: &str) {
+        self.amqp_publishes.with_label_values(&[result]).inc();
+    }
+
+    /// An invite held this many fields that the contract does not name.
+    pub fn unknown_fields(&self, count: usize) {
+        self.unknown_fields.inc_by(count as u64);
+    }
+
+    /// An invite's `created_at` lay this far in the future.
+    pub fn clock_skew(&self, ahead: Duration) {
+        self.clock_skew.set(ahead.as_secs_f64());
+    }
+
+    /// An invite's handler died.
+    pub fn handler_panic(&self) {
+        self.handler_panics.inc();
+    }
+}
+
+/// Apple's documented statuses as labels; anything else is `other`, so that a strange peer cannot make series.
+fn status_label(status: u16) -> &'static str {
+    match status {
+        200 => "200",
+        400 => "400",
+        403 => "403",
+        404 => "404",
+        405 => "405",
+        410 => "410",
+        413 => "413",
+        429 => "429",
+        500 => "500",
+        503 => "503",
+        _ => "other",
+    }
+}
+
+fn declare_build_info(registry: &Registry) {
+    let options = Opts::new("ringcast_build_info", "Always 1; the version is in the label.")
+        .const_label("version", env!("CARGO_PKG_VERSION"));
+    let gauge = IntGauge::with_opts(options).expect(VALID);
+    gauge.set(1);
+    register(registry, gauge);
+}
+
+/// Why declaring cannot fail: names and labels are the literals above, each used once, as the tests show.
+const VALID: &str = "a literal, valid and unique metric name";
+
+fn register(registry: &Registry, family: impl prometheus::core::Collector + 'static) {
+    registry.register(Box::new(family)).expect(VALID);
+}
+
+struct Declarations {
+    registry: Registry,
+}
+
+impl Declarations {
+    fn add<F: prometheus::core::Collector + Clone + 'static>(&self, family: prometheus::Result<F>) -> F {
+        let family = family.expect(VALID);
+        register(&self.registry, family.clone());
+        family
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::new(name, help))
+    }
+
+    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.add(GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str) -> Histogram {
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec())))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec());
+        self.add(HistogramVec::new(options, labels))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_served() {
+        let metrics = Metrics::new();
+        metrics.invite(Some("acme"), "accepted");
+        metrics.apns_response("production", 418, "other");
+        metrics.stage("apns", Duration::from_millis(80));
+        let text = metrics.render();
+        assert!(text.contains(r#"ringcast_invites_total{app="acme",result="accepted"} 1"#), "{text}");
+        assert!(text.contains(r#"status="other""#), "{text}");
+        assert!(text.contains(r#"ringcast_stage_seconds_bucket{stage="apns",le="0.1"} 1"#), "{text}");
+        assert!(text.contains("ringcast_build_info{version="), "{text}");
+        assert!(text.contains("process_resident_memory_bytes"), "{text}");
+    }
+
+    #[test]
+    fn a_refresher_runs_before_each_rendering() {
+        let metrics = Metrics::new();
+        let inner = Arc::downgrade(&metrics);
+        metrics.refresh_with(move || {
+            if let Some(metrics) = inner.upgrade() {
+                metrics.apns_streams("production", 3, 1000);
+            }
+        });
+        assert!(metrics.render().contains(r#"ringcast_apns_streams{environment="production",kind="used"} 3"#));
+    }
+}
