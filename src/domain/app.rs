@@ -77,3 +77,12 @@ pub struct PayloadKeys {
     /// Send `aps`, the call id and the deadline alone.
     pub opaque: bool,
 }
+
+impl PayloadKeys {
+    /// Whether the worker writes under this key, so that an invite's `payload` may not.
+    pub fn is_set_by_worker(&self, key: &str) -> bool {
+        [&self.call_id, &self.handle, &self.name, &self.has_video, &self.deadline]
+            .into_iter()
+            .any(|name| !name.is_empty() && name == key)
+    }
+}

@@ -1,0 +1,217 @@
+//! What [`Invite::parse`] accepts, and what it says when it does not.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::domain::app::PayloadKeys;
+
+/// 2026-11-21T09:30:00Z, thirty seconds before the deadline of [`sample`].
+pub(crate) const NOW: Timestamp = Timestamp::from_unix_ms(1_795_253_400_000);
+
+pub(crate) fn app() -> App {
+    App {
+        index: 0,
+        name: "acme".into(),
+        bundle_id: "com.acme.voice".into(),
+        environment: Environment::Production,
+        expiration_max: Duration::ZERO,
+        payload: PayloadKeys {
+            call_id: "callUUID".into(),
+            handle: "handle".into(),
+            name: "callerName".into(),
+            has_video: "hasVideo".into(),
+            deadline: "expiresAt".into(),
+            opaque: false,
+        },
+    }
+}
+
+pub(crate) fn rules() -> Rules {
+    Rules {
+        apps: vec![Arc::new(app())],
+        devices_max: 100,
+        invite_bytes_max: 65_536,
+        deadline_max: Duration::from_secs(300),
+    }
+}
+
+pub(crate) fn sample() -> Value {
+    json!({
+        "call_id": "6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a",
+        "app": "acme",
+        "deadline": "2026-11-21T09:30:30.000Z",
+        "created_at": "2026-11-21T09:30:00.000Z",
+        "caller": { "handle": "+15551234567", "name": "Ada Lovelace" },
+        "has_video": false,
+        "devices": [
+            { "token": "9F86D081", "environment": "production", "id": "phone-1", "registered_at": "2026-10-01T00:00:00Z" }
+        ],
+        "payload": { "room": "r-17" }
+    })
+}
+
+fn parse(change: impl FnOnce(&mut Value)) -> Result<Invite, Malformed> {
+    let mut json = sample();
+    change(&mut json);
+    Invite::parse(json.to_string().as_bytes(), &rules(), NOW)
+}
+
+pub(crate) fn invite(change: impl FnOnce(&mut Value)) -> Invite {
+    parse(change).unwrap()
+}
+
+#[test]
+fn reads_the_contracts_example() {
+    let invite = invite(|_| {});
+    assert_eq!(invite.call_id.to_string(), "6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a");
+    assert_eq!(invite.deadline.since(NOW), Duration::from_secs(30));
+    assert_eq!(invite.handle.as_deref(), Some("+15551234567"));
+    assert_eq!(invite.devices[0].token.as_str(), "9f86d081");
+    assert_eq!(invite.devices[0].fault, None);
+    assert_eq!(invite.unknown_fields, 0);
+}
+
+#[test]
+fn null_is_absent_and_the_unknown_is_counted() {
+    let invite = invite(|json| {
+        for field in ["created_at", "caller", "has_video", "payload"] {
+            json[field] = Value::Null;
+        }
+        json["devices"][0]["id"] = Value::Null;
+        json["devices"][0]["colour"] = json!("red");
+        json["mood"] = json!({ "deep": [1] });
+    });
+    assert_eq!(
+        (invite.created_at, invite.handle, invite.has_video, invite.payload.len()),
+        (None, None, None, 0)
+    );
+    assert_eq!(invite.unknown_fields, 2);
+}
+
+#[test]
+fn each_broken_rule_names_the_field_and_what_would_be_right() {
+    let table: Vec<(&str, Value, &[&str])> = vec![
+        ("call_id", Value::Null, &["call_id is missing", "UUID"]),
+        ("call_id", json!(7), &["call_id must be a text", "but is a number"]),
+        ("call_id", json!("abc"), &["call_id is \"abc\"", "must be a UUID"]),
+        ("app", Value::Null, &["app is missing"]),
+        ("app", json!("ghost"), &["app is \"ghost\"", "configured: acme"]),
+        ("deadline", Value::Null, &["deadline is missing", "RFC 3339"]),
+        ("deadline", json!("tomorrow"), &["deadline is \"tomorrow\"", "RFC 3339 instant with a zone"]),
+        ("deadline", json!("2026-11-21T09:30:30"), &["deadline is", "with a zone"]),
+        ("deadline", json!(1_795_253_430), &["deadline must be a text", "but is a number"]),
+        ("deadline", json!("2027-11-21T09:30:30Z"), &["deadline is 31536030 s ahead", "at most 300 s"]),
+        ("created_at", json!("x"), &["created_at is \"x\""]),
+        ("caller", json!("Ada"), &["caller must be an object, but is a text"]),
+        ("caller", json!({ "name": "x".repeat(257) }), &["caller.name has 257 bytes", "at most 256"]),
+        ("caller", json!({ "handle": 5 }), &["caller.handle must be a text"]),
+        ("has_video", json!("yes"), &["has_video must be a boolean, but is a text"]),
+        ("devices", Value::Null, &["devices is missing", "1 to 100"]),
+        ("devices", json!({}), &["devices must be a list", "but is an object"]),
+        ("devices", json!([]), &["devices has 0 elements", "1 to 100"]),
+        ("devices", json!(vec![json!({ "token": "abcd" }); 101]), &["devices has 101 elements"]),
+        ("devices", json!(["abcd"]), &["devices[0] must be an object, but is a text"]),
+        ("devices", json!([{ "token": "abcd" }, {}]), &["devices[1].token is missing"]),
+        ("devices", json!([{ "token": 5 }]), &["devices[0].token must be a text"]),
+        ("payload", json!([]), &["payload must be an object"]),
+        ("payload", json!({ "aps": {} }), &["payload holds the key \"aps\"", "use another name"]),
+        ("payload", json!({ "callUUID": 1 }), &["payload holds the key \"callUUID\""]),
+    ];
+    for (field, value, words) in table {
+        let malformed = parse(|json| json[field] = value.clone()).unwrap_err();
+        for word in words {
+            assert!(malformed.error.contains(word), "{field} = {value}: {}", malformed.error);
+        }
+        assert_eq!(malformed.call_id.is_some(), field != "call_id", "{field} = {value}");
+        assert_eq!(malformed.known_app.is_some(), field != "app", "{field} = {value}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let error = parse(|json| {
+        json["call_id"] = json!("x");
+        json["deadline"] = json!("y");
+        json["has_video"] = json!(1);
+    })
+    .unwrap_err()
+    .error;
+    assert_eq!(error.matches("; it must be").count() + error.matches("must be a boolean").count(), 3, "{error}");
+}
+
+#[test]
+fn what_is_no_object_is_refused_as_a_whole() {
+    let large = format!("{{\"x\":\"{}\"}}", "a".repeat(65_536));
+    for (body, word) in [
+        (&b"hello"[..], "must be a JSON object"),
+        (b"", "must be a JSON object"),
+        (b"[1]", "must be an object, but is a list"),
+        (b"{\"a\":\"\xff\"}", "not UTF-8 from byte 6"),
+        (b"{\"app\":\"acme\",\"app\":\"acme\"}", "`app` stands twice"),
+        (large.as_bytes(), "at most 65536"),
+    ] {
+        let malformed = Invite::parse(body, &rules(), NOW).unwrap_err();
+        assert!(malformed.error.contains(word), "{}", malformed.error);
+        assert_eq!((malformed.call_id, malformed.app), (None, None));
+    }
+}
+
+#[test]
+fn a_fault_of_one_device_stays_with_it() {
+    let invite = invite(|json| {
+        json["devices"] = json!([
+            { "token": "abc" },
+            { "token": "zz00" },
+            { "token": "ab".repeat(257) },
+            { "token": "ab" },
+            { "token": "ab01", "environment": "prod" },
+            { "token": "ab02", "id": "x".repeat(257) },
+            { "token": "ab03", "registered_at": "yesterday" },
+            { "token": "AB04" },
+        ]);
+    });
+    let words = ["odd", "no hex", "too many", "too few", "production", "at most 256", "RFC 3339"];
+    for (device, word) in invite.devices.iter().zip(words) {
+        assert!(device.fault.as_ref().unwrap().contains(word), "{device:?}");
+    }
+    assert_eq!(invite.devices[7].fault, None);
+    assert_eq!(invite.devices[7].token.as_str(), "ab04");
+}
+
+#[test]
+fn one_physical_device_rings_once() {
+    let invite = invite(|json| {
+        json["devices"] = json!([
+            { "token": "ab01", "id": "phone" },
+            { "token": "AB01" },
+            { "token": "ab01", "environment": "sandbox" },
+            { "token": "ab02", "id": "phone" },
+            { "token": "abc", "id": "tablet" },
+            { "token": "ab03", "id": "tablet", "registered_at": "2026-01-01T00:00:00Z" },
+            { "token": "ab04", "id": "tablet", "registered_at": "2026-02-01T00:00:00Z" },
+        ]);
+    });
+    let duplicates: Vec<bool> = invite.devices.iter().map(|device| device.duplicate).collect();
+    assert_eq!(duplicates, [false, true, false, true, false, true, false]);
+}
+
+#[test]
+fn a_created_at_in_the_future_is_a_sign_not_a_mistake() {
+    assert_eq!(invite(|_| {}).skew(NOW), None);
+    let ahead = invite(|json| json["created_at"] = json!("2026-11-21T09:30:09Z"));
+    assert_eq!(ahead.skew(NOW), Some(Duration::from_secs(9)));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(body in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+        let _ = Invite::parse(&body, &rules(), NOW);
+    }
+
+    #[test]
+    fn no_value_in_any_field_makes_it_panic(field in 0usize..8, value in "[\\[\\]{}\":,a-z0-9 .\\\\-]{0,40}") {
+        let name = ["call_id", "app", "deadline", "created_at", "caller", "has_video", "devices", "payload"][field];
+        let body = sample().to_string().replacen(&format!("\"{name}\":"), &format!("\"{name}\":{value},\"z\":"), 1);
+        let _ = Invite::parse(body.as_bytes(), &rules(), NOW);
+    }
+}

@@ -1,0 +1,151 @@
+//! One level of a JSON object: its keys, each with its value as it was written.
+//!
+//! Reading level by level gives every mistake a name, counts what nobody knows, and copies a payload to the push byte for
+//! byte, numbers of any size included.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// The members of one JSON object in their order. Values are not looked into.
+#[derive(Debug, Default)]
+pub struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'a> Object<'a> {
+    /// Reads one object. `Err` is a sentence without a subject: "must be an object, but is a text".
+    pub fn parse(json: &'a str) -> Result<Self, String> {
+        let kind = kind_of(json);
+        if kind != "an object" && serde_json::from_str::<serde::de::IgnoredAny>(json).is_ok() {
+            return Err(format!("must be an object, but is {kind}"));
+        }
+        serde_json::from_str(json).map_err(|error| format!("must be a JSON object: {error}"))
+    }
+
+    /// The members in their order.
+    pub fn members(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.0.iter().map(|(key, value)| (key.as_ref(), *value))
+    }
+
+    /// The value of a key; `None` when it is absent or null.
+    pub fn value(&self, key: &str) -> Option<&'a RawValue> {
+        let value = self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)?;
+        (value.get() != "null").then_some(value)
+    }
+
+    /// How many keys are not in `known`.
+    pub fn unknown(&self, known: &[&str]) -> usize {
+        self.0.iter().filter(|(key, _)| !known.contains(&key.as_ref())).count()
+    }
+}
+
+/// What a JSON value is, with its article, from its first character.
+pub fn kind_of(json: &str) -> &'static str {
+    match json.trim_start().bytes().next() {
+        Some(b'{') => "an object",
+        Some(b'[') => "a list",
+        Some(b'"') => "a text",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        Some(b'-' | b'0'..=b'9') => "a number",
+        _ => "no JSON",
+    }
+}
+
+impl<'de> Deserialize<'de> for Object<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor)
+    }
+}
+
+struct ObjectVisitor;
+
+impl<'de> Visitor<'de> for ObjectVisitor {
+    type Value = Object<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::with_capacity(8);
+        while let Some(key) = map.next_key_seed(Key)? {
+            members.push((key, map.next_value()?));
+        }
+        match twice(&members) {
+            Some(key) => Err(serde::de::Error::custom(format_args!("the key `{key}` stands twice"))),
+            None => Ok(Object(members)),
+        }
+    }
+}
+
+/// A key that stands twice. Sorted first, so that many keys cost no more than they must.
+fn twice<'a>(members: &'a [(Cow<'_, str>, &RawValue)]) -> Option<&'a str> {
+    let mut keys: Vec<&str> = members.iter().map(|(key, _)| key.as_ref()).collect();
+    keys.sort_unstable();
+    keys.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+}
+
+/// A key, borrowed where it holds no escapes.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a key")
+    }
+
+    fn visit_borrowed_str<E>(self, key: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(key))
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(key.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_values_as_written() {
+        let object = Object::parse(r#"{"a": 1e400, "b":null,"c\u0061":{"d": [1, 2]}}"#).unwrap();
+        assert_eq!(object.value("a").unwrap().get(), "1e400");
+        assert!(object.value("b").is_none());
+        assert_eq!(object.value("ca").unwrap().get(), r#"{"d": [1, 2]}"#);
+        assert_eq!(object.unknown(&["a", "b"]), 1);
+    }
+
+    #[test]
+    fn says_what_it_found_instead() {
+        for (json, word) in [
+            ("[]", "but is a list"),
+            ("null", "but is null"),
+            ("12", "but is a number"),
+            ("", "JSON object"),
+            ("{\"a\":1,\"a\":2}", "`a` stands twice"),
+            ("{\"a\":}", "JSON object"),
+            ("{} x", "JSON object"),
+        ] {
+            let error = Object::parse(json).unwrap_err();
+            assert!(error.contains(word), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn depth_does_not_exhaust_the_stack() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(30_000), "]".repeat(30_000));
+        assert!(Object::parse(&deep).is_ok());
+    }
+}

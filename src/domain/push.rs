@@ -1,0 +1,163 @@
+//! The push: its body and its expiration.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::app::App;
+use super::invite::Invite;
+use super::timestamp::Timestamp;
+
+/// Bytes of a VoIP push's body at most (Apple, *Sending notification requests to APNs*).
+pub const PAYLOAD_BYTES_MAX: usize = 5120;
+
+/// Writes the body that every device of the invite gets. `Err` says how large it is and what would be right.
+pub fn build_body(invite: &Invite) -> Result<Bytes, String> {
+    let keys = &invite.app.payload;
+    let mut body = Body(Vec::with_capacity(512));
+    body.member("aps", "{}");
+    body.member(&keys.call_id, &format!("\"{}\"", invite.call_id));
+    if !keys.opaque {
+        body.optional(&keys.handle, invite.handle.as_deref());
+        body.optional(&keys.name, invite.name.as_deref());
+        if let Some(has_video) = invite.has_video {
+            body.member(&keys.has_video, if has_video { "true" } else { "false" });
+        }
+    }
+    body.member(&keys.deadline, &invite.deadline.unix_seconds().to_string());
+    if !keys.opaque {
+        for (key, value) in &invite.payload {
+            body.member(key, value.get());
+        }
+    }
+    body.0.push(b'}');
+    if body.0.len() > PAYLOAD_BYTES_MAX {
+        return Err(format!(
+            "the push would have {} bytes; Apple takes at most {PAYLOAD_BYTES_MAX}: make `payload` or the caller's texts shorter",
+            body.0.len()
+        ));
+    }
+    Ok(body.0.into())
+}
+
+/// `apns-expiration`: 0 (one attempt, not stored), or Unix seconds in (`now`, `deadline`]. Never absent, which would mean
+/// up to 30 days (Apple, *Sending notification requests to APNs*).
+pub fn expiration(app: &App, now: Timestamp, deadline: Timestamp) -> i64 {
+    if app.expiration_max == Duration::ZERO {
+        return 0;
+    }
+    let seconds = deadline.min(now.plus(app.expiration_max)).unix_seconds();
+    if seconds.saturating_mul(1000) <= now.unix_ms() { 0 } else { seconds }
+}
+
+/// A JSON object in the making.
+struct Body(Vec<u8>);
+
+impl Body {
+    /// Appends a member whose value is JSON already. An empty key leaves it out.
+    fn member(&mut self, key: &str, json: &str) {
+        if key.is_empty() {
+            return;
+        }
+        self.0.push(if self.0.is_empty() { b'{' } else { b',' });
+        self.text(key);
+        self.0.push(b':');
+        self.0.extend_from_slice(json.as_bytes());
+    }
+
+    fn optional(&mut self, key: &str, text: Option<&str>) {
+        if let Some(text) = text {
+            self.member(key, "");
+            if !key.is_empty() {
+                self.text(text);
+            }
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        serde_json::to_writer(&mut self.0, text).expect("a text and a vector: neither can fail");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::invite::tests::{invite, rules};
+
+    #[test]
+    fn the_body_is_the_contracts() {
+        let invite = invite(|_| {});
+        let body = build_body(&invite).unwrap();
+        assert_eq!(
+            std::str::from_utf8(&body).unwrap(),
+            r#"{"aps":{},"callUUID":"6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a","handle":"+15551234567","callerName":"Ada Lovelace","hasVideo":false,"expiresAt":1795253430,"room":"r-17"}"#
+        );
+    }
+
+    #[test]
+    fn absent_fields_and_empty_keys_leave_nothing() {
+        let mut invite = invite(|json| {
+            for field in ["caller", "has_video", "payload"] {
+                json.as_object_mut().unwrap().remove(field);
+            }
+        });
+        let mut app = (*invite.app).clone();
+        app.payload.deadline = String::new();
+        invite.app = app.into();
+        let body = build_body(&invite).unwrap();
+        assert_eq!(&body[..], br#"{"aps":{},"callUUID":"6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a"}"#);
+    }
+
+    #[test]
+    fn opaque_tells_the_call_and_its_deadline_alone() {
+        let mut invite = invite(|_| {});
+        let mut app = (*invite.app).clone();
+        app.payload.opaque = true;
+        invite.app = app.into();
+        let body = build_body(&invite).unwrap();
+        assert_eq!(
+            &body[..],
+            br#"{"aps":{},"callUUID":"6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a","expiresAt":1795253430}"#
+        );
+    }
+
+    #[test]
+    fn a_body_of_5120_bytes_passes_and_one_more_does_not() {
+        let with = |filler: usize| {
+            build_body(&invite(|json| json["payload"] = serde_json::json!({ "x": "y".repeat(filler) })))
+        };
+        let base = with(0).unwrap().len();
+        assert_eq!(with(PAYLOAD_BYTES_MAX - base).unwrap().len(), PAYLOAD_BYTES_MAX);
+        let error = with(PAYLOAD_BYTES_MAX - base + 1).unwrap_err();
+        assert!(error.contains("5121 bytes") && error.contains("at most 5120"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_body_is_json_whatever_the_texts(handle in ".{0,60}", name in ".{0,60}", value in ".{0,60}") {
+            let invite = invite(|json| {
+                json["caller"] = serde_json::json!({ "handle": handle, "name": name });
+                json["payload"] = serde_json::json!({ "k\"\\": value });
+            });
+            let body: serde_json::Value = serde_json::from_slice(&build_body(&invite).unwrap()).unwrap();
+            prop_assert_eq!(body["handle"].as_str(), Some(handle.as_str()));
+            prop_assert_eq!(body["k\"\\"].as_str(), Some(value.as_str()));
+        }
+
+        #[test]
+        fn expiration_is_zero_or_between_now_and_the_deadline(
+            now in 0i64..4_000_000_000_000, left in -10_000i64..400_000, most in 0u64..400_000,
+        ) {
+            let mut app = (*rules().apps[0]).clone();
+            app.expiration_max = Duration::from_millis(most);
+            let (now, deadline) = (Timestamp::from_unix_ms(now), Timestamp::from_unix_ms(now + left));
+            let seconds = expiration(&app, now, deadline);
+            prop_assert!(seconds == 0 || (seconds * 1000 > now.unix_ms() && seconds * 1000 <= deadline.unix_ms()));
+            if left >= 1000 && most >= 1000 {
+                prop_assert!(seconds > 0);
+            }
+        }
+    }
+}
