@@ -5,4 +5,5 @@ pub mod apns;
 pub mod clock;
 pub mod domain;
 pub mod metrics;
+pub mod pause;
 pub mod worker;

@@ -70,8 +70,8 @@ impl Identity {
     }
 
     /// `message_id` of the token event of one device.
-    pub fn token_event_id(&self, environment: &str, token: &DeviceToken) -> Uuid {
-        derive_uuid("ringcast.token-event", &[&self.0, environment.as_bytes(), token.as_str().as_bytes()])
+    pub fn token_event_id(&self, token: &DeviceToken) -> Uuid {
+        derive_uuid("ringcast.token-event", &[&self.0, token.as_str().as_bytes()])
     }
 }
 
@@ -197,7 +197,7 @@ mod tests {
         assert_ne!(Identity::of(Some("x"), b""), Identity::of(Some(""), b"x"));
         assert_ne!(Identity::of(Some("a"), b"bc"), Identity::of(Some("ab"), b"c"));
         let identity = Identity::of(Some("m"), b"{}");
-        assert_ne!(identity.outcome_id(), identity.token_event_id("sandbox", &DeviceToken::new("ab01")));
+        assert_ne!(identity.outcome_id(), identity.token_event_id(&DeviceToken::new("ab01")));
     }
 
     #[test]

@@ -368,8 +368,8 @@ fn mark_duplicates(devices: &mut [Device]) {
             continue;
         }
         let same = earlier.iter_mut().find(|other| {
-            let token = other.token == device.token && other.environment == device.environment;
-            other.fault.is_none() && !other.duplicate && (token || (other.id.is_some() && other.id == device.id))
+            let physical = other.id.is_some() && other.id == device.id;
+            other.fault.is_none() && !other.duplicate && (physical || other.token == device.token)
         });
         match same {
             Some(other) if other.registered_at.is_some() && device.registered_at > other.registered_at => {

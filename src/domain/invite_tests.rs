@@ -192,7 +192,7 @@ fn one_physical_device_rings_once() {
         ]);
     });
     let duplicates: Vec<bool> = invite.devices.iter().map(|device| device.duplicate).collect();
-    assert_eq!(duplicates, [false, true, false, true, false, true, false]);
+    assert_eq!(duplicates, [false, true, true, true, false, true, false]);
 }
 
 #[test]

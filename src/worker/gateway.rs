@@ -1,1 +1,62 @@
+//! The one trait: how the worker reaches APNs.
+//!
+//! Apple's refusal is a value, a failure to send is an error: what comes back is exactly what the policy must know.
 
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::domain::app::{App, Environment};
+use crate::domain::id::{ApnsId, DeviceToken};
+use crate::domain::policy::PushError;
+use crate::domain::response::Response;
+use crate::domain::timestamp::Timestamp;
+
+/// Sends pushes to APNs.
+pub trait Gateway: Send + Sync + 'static {
+    /// Makes one attempt. It starts before the push's deadline or not at all ([`PushError::NotSent`]), and it ends at
+    /// `answer_by` at the latest.
+    fn push(&self, push: &Push) -> impl Future<Output = Result<Response, PushError>> + Send;
+}
+
+/// One push to one device, the same in every attempt.
+#[derive(Debug)]
+pub struct Push {
+    /// The app it is for.
+    pub app: Arc<App>,
+    /// Where the token belongs.
+    pub environment: Environment,
+    /// A well-formed token.
+    pub token: DeviceToken,
+    /// `apns-id`.
+    pub apns_id: ApnsId,
+    /// The body, shared by all devices of the invite.
+    pub body: Bytes,
+    /// Nothing is sent from here on.
+    pub deadline: Instant,
+    /// The same instant on the wall, for `apns-expiration`.
+    pub deadline_at: Timestamp,
+    /// An attempt written before the deadline may be answered until here.
+    pub answer_by: Instant,
+    /// Which connection the last attempt used.
+    pub trail: Trail,
+}
+
+/// Which connection the last attempt of a push used, so that the next one goes elsewhere. Only the gateway looks at it.
+#[derive(Debug, Default)]
+pub struct Trail(AtomicU64);
+
+impl Trail {
+    /// The attempt uses this connection; ids start at 1.
+    pub fn mark(&self, connection: u64) {
+        self.0.store(connection, Ordering::Relaxed);
+    }
+
+    /// The connection of the last attempt, 0 before the first.
+    pub fn last(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

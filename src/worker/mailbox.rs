@@ -175,6 +175,12 @@ impl Outbox {
         self.0.send(Posting { publication, answer }).await.map_err(|_| PublishError::Lost)?;
         answered.await.unwrap_or(Err(PublishError::Lost))
     }
+
+    /// Posts a copy that nobody waits for. It is left out when there is no room: a result never waits for a copy.
+    pub fn copy(&self, publication: Publication) {
+        let (answer, _) = oneshot::channel();
+        let _ = self.0.try_send(Posting { publication, answer });
+    }
 }
 
 #[cfg(test)]

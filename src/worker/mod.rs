@@ -1,9 +1,16 @@
 //! The core: what happens to one invite between its delivery and its ack.
 
+mod dispatch;
 pub mod gateway;
+mod handle;
+mod invalidation;
+mod ledger;
 pub mod mailbox;
+mod run;
 
 use std::time::Duration;
+
+pub use run::{Worker, run};
 
 /// What the worker is told by the configuration (`[worker]`).
 #[derive(Clone, Debug)]

@@ -1,0 +1,68 @@
+//! The whole effort for one device: attempts until the policy says that it is over.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::gateway::{Gateway, Push};
+use crate::domain::policy::{Class, Policy, Progress, PushError, Stage, Step, Verdict};
+use crate::domain::response::Response;
+use crate::metrics::Metrics;
+use crate::pause::Jitter;
+
+/// What became of one device, with what is known about the way there.
+#[derive(Debug)]
+pub(super) struct Dispatched {
+    /// The result.
+    pub verdict: Verdict,
+    /// How many attempts were made.
+    pub attempts: u32,
+    /// From the first attempt's start to the end; `None` when none was made.
+    pub latency: Option<Duration>,
+    /// The answer that decided, or the last one.
+    pub response: Option<Response>,
+    /// The last failure that was no answer.
+    pub error: Option<PushError>,
+}
+
+/// Pushes until the policy finishes. The deadline is looked at before every attempt, the first one included.
+pub(super) async fn dispatch<G: Gateway>(
+    gateway: &G,
+    policy: Policy,
+    push: &Push,
+    jitter: &Jitter,
+    metrics: &Metrics,
+) -> Dispatched {
+    let started = Instant::now();
+    let mut progress = Progress::default();
+    let mut class = Class::First;
+    let (mut response, mut error) = (None, None);
+    let verdict = loop {
+        if Instant::now() >= push.deadline {
+            let stage = if progress.attempts() == 0 { Stage::Slot } else { Stage::Retry };
+            break progress.out_of_time(stage);
+        }
+        let result = gateway.push(push).await;
+        if !matches!(result, Err(PushError::NotSent)) {
+            metrics.attempt(class.as_str());
+        }
+        let remaining = push.deadline.saturating_duration_since(Instant::now());
+        let step = policy.next_step(&mut progress, &result, remaining, jitter.draw());
+        match result {
+            Ok(answer) | Err(PushError::ProviderToken(answer)) => response = Some(answer),
+            Err(failure) => error = Some(failure),
+        }
+        match step {
+            Step::Finish(verdict) => break verdict,
+            Step::Retry { after, class: next } => {
+                class = next;
+                if !after.is_zero() {
+                    sleep(after).await;
+                }
+            }
+        }
+    };
+    let attempts = progress.attempts();
+    let latency = (attempts > 0).then(|| started.elapsed());
+    Dispatched { verdict, attempts, latency, response, error }
+}

@@ -1,0 +1,348 @@
+//! One invite, from its delivery to its receipt. The story is told from top to bottom in [`handle`].
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use super::dispatch::{Dispatched, dispatch};
+use super::gateway::{Gateway, Push, Trail};
+use super::invalidation::{self, Invalidation};
+use super::ledger::{Admission, Ticket};
+use super::mailbox::{Delivery, Properties, Publication, PublishError, Receipt, Route};
+use super::run::Worker;
+use crate::domain::id::{ApnsId, Identity};
+use crate::domain::invite::{Device, Invite, Malformed};
+use crate::domain::outcome::{self, DeviceOutcome, InviteResult, Outcome};
+use crate::domain::policy::{Policy, Stage, Verdict};
+use crate::domain::response::Action;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::{push, token_event};
+use crate::pause::Pause;
+
+/// The pause after a result that nobody took; it doubles up to [`UNCONFIRMED_PAUSE_MAX`].
+const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause before a result is published again.
+const UNCONFIRMED_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// When an invite was taken, on both clocks.
+#[derive(Clone, Copy)]
+struct Taken {
+    at: Instant,
+    on: Timestamp,
+}
+
+/// Handles one delivery. Whatever happens on the way, its receipt is settled only after everything it caused was
+/// confirmed; dropped, the broker gives it to somebody else.
+pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
+    let Delivery { body, properties, redelivered, receipt } = delivery;
+    if !receipt.is_live() {
+        return;
+    }
+    let taken = Taken { at: Instant::now(), on: worker.now() };
+    let identity = Identity::of(properties.message_id.as_deref(), &body);
+    match read(worker, &body, &properties, taken) {
+        Err(malformed) => {
+            let outcome = refuse(worker, &identity, &malformed, &properties, taken, redelivered);
+            if confirm(worker, &[outcome], &receipt).await {
+                worker.metrics.invite(
+                    malformed.known_app.as_ref().map(|app| app.name.as_str()),
+                    InviteResult::Malformed.as_str(),
+                );
+                receipt.reject();
+            }
+        }
+        Ok(invite) => {
+            drop(body);
+            let known = match worker.ledger.admit(identity).await {
+                Admission::Known(known) => known,
+                Admission::New(ticket) => ring(worker, &invite, identity, ticket, &properties, taken, redelivered).await,
+            };
+            if confirm(worker, &known.publications, &receipt).await {
+                if let Some(queue) = &properties.reply_to {
+                    let copy = Publication { route: Route::Reply(queue.clone()), ..known.publications[0].clone() };
+                    worker.outbox.copy(copy);
+                }
+                receipt.ack();
+            }
+        }
+    }
+    worker.metrics.stage("total", taken.at.elapsed());
+}
+
+fn read<G>(worker: &Worker<G>, body: &[u8], properties: &Properties, taken: Taken) -> Result<Invite, Malformed> {
+    if let Some(encoding) = &properties.content_encoding {
+        let shown: String = encoding.chars().take(32).collect();
+        return Err(Malformed::unread(format!(
+            "content_encoding is {shown:?}; it must be absent, the body plain JSON: Apple takes no compressed push"
+        )));
+    }
+    let invite = Invite::parse(body, &worker.rules, taken.on)?;
+    if invite.unknown_fields > 0 {
+        worker.metrics.unknown_fields(invite.unknown_fields);
+    }
+    if let Some(created_at) = invite.created_at {
+        worker.metrics.stage("queue", taken.on.since(created_at));
+    }
+    if let Some(ahead) = invite.skew(taken.on) {
+        worker.metrics.clock_skew(ahead);
+        tracing::warn!(call.id = %invite.call_id, ahead_ms = ahead.as_millis(), "created_at lies in the future: is a clock wrong?");
+    }
+    Ok(invite)
+}
+
+/// Rings every device that can be rung, and makes what is to be published: the outcome first, then the token events.
+async fn ring<G: Gateway>(
+    worker: &Worker<G>,
+    invite: &Invite,
+    identity: Identity,
+    mut ticket: Ticket,
+    properties: &Properties,
+    taken: Taken,
+    redelivered: bool,
+) -> std::sync::Arc<super::ledger::Known> {
+    let left = invite.deadline.since(taken.on);
+    let in_time = !left.is_zero() && left > worker.settings.ring_time_min;
+    let body = if in_time { push::build_body(invite) } else { Ok(Bytes::new()) };
+    let deadline = taken.at + left;
+
+    let dispatches = invite.devices.iter().map(|device| {
+        let plan = plan(invite, device, &mut ticket, in_time, &body);
+        async move {
+            match plan {
+                Plan::Settled(outcome) => (*outcome, None),
+                Plan::Push(apns_id, body) => {
+                    let push = Push {
+                        app: invite.app.clone(),
+                        environment: device.environment,
+                        token: device.token.clone(),
+                        apns_id,
+                        body,
+                        deadline,
+                        deadline_at: invite.deadline,
+                        answer_by: deadline + worker.settings.answer_grace,
+                        trail: Trail::default(),
+                    };
+                    let policy = Policy { attempts_max: worker.settings.attempts_max };
+                    let dispatched =
+                        dispatch(&worker.gateway, policy, &push, &worker.jitter, &worker.metrics).await;
+                    settle(worker, invite, &identity, device, apns_id, dispatched, deadline)
+                }
+            }
+        }
+    });
+    let dispatches: Vec<_> = dispatches.collect();
+    let (devices, invalidations): (Vec<_>, Vec<_>) = join_all(dispatches).await.into_iter().unzip();
+
+    for (device, outcome) in invite.devices.iter().zip(&devices) {
+        if outcome.attempts == 0 {
+            ticket.release(invalidation::push_id(invite, device));
+        }
+        worker.metrics.device(&invite.app.name, outcome.environment.as_str(), outcome.result);
+        if let Some(stage) = outcome.stage {
+            worker.metrics.expired(stage);
+        }
+    }
+    let result = InviteResult::of(&devices);
+    worker.metrics.invite(Some(&invite.app.name), result.as_str());
+    if !matches!(result, InviteResult::Accepted | InviteResult::Duplicate) {
+        tracing::info!(
+            call.id = %invite.call_id, app = invite.app.name, result = result.as_str(),
+            devices = devices.len(), "the call did not ring"
+        );
+    }
+    let outcome = Outcome {
+        kind: outcome::KIND,
+        call_id: Some(invite.call_id),
+        app: Some(invite.app.name.clone()),
+        result,
+        worker: worker.settings.name.clone(),
+        deadline: Some(invite.deadline),
+        received_at: taken.on,
+        settled_at: worker.now(),
+        redelivered,
+        earlier_attempt: redelivered.then_some("possible"),
+        error: None,
+        devices: Some(devices),
+    };
+    let mut publications = vec![publish_outcome(&identity, &outcome, Some(&invite.app.name))];
+    for Invalidation { publication, confidence } in invalidations.into_iter().flatten() {
+        worker.metrics.token_event(&invite.app.name, confidence.as_str(), "invalid");
+        publications.push(publication);
+    }
+    for publication in &mut publications {
+        carry(properties, publication);
+    }
+    ticket.finish(publications)
+}
+
+/// What to do with one device: nothing, because it is settled already, or a push with this id and body.
+enum Plan {
+    Settled(Box<DeviceOutcome>),
+    Push(ApnsId, Bytes),
+}
+
+fn plan(
+    invite: &Invite,
+    device: &Device,
+    ticket: &mut Ticket,
+    in_time: bool,
+    body: &Result<Bytes, String>,
+) -> Plan {
+    let settled = |result, action, stage: Option<Stage>, error: Option<String>| {
+        let (token, id) = (device.token.clone(), device.id.clone());
+        let mut outcome = DeviceOutcome::untried(token, id, device.environment, result, action);
+        outcome.stage = stage.map(Stage::as_str);
+        outcome.error = error;
+        Plan::Settled(Box::new(outcome))
+    };
+    if !in_time {
+        return settled("expired", Action::None, Some(Stage::Queue), None);
+    }
+    if let Some(fault) = &device.fault {
+        return settled("rejected", Action::FixInvite, None, Some(fault.clone()));
+    }
+    if device.duplicate {
+        return settled("duplicate", Action::None, None, None);
+    }
+    let body = match body {
+        Ok(body) => body.clone(),
+        Err(error) => return settled("rejected", Action::FixInvite, None, Some(error.clone())),
+    };
+    let apns_id = invalidation::push_id(invite, device);
+    if !ticket.claim(apns_id) {
+        return settled("duplicate", Action::None, None, None);
+    }
+    Plan::Push(apns_id, body)
+}
+
+/// The entry of a device that was dispatched, and the token event that Apple's word makes.
+fn settle<G: Gateway>(
+    worker: &Worker<G>,
+    invite: &Invite,
+    identity: &Identity,
+    device: &Device,
+    apns_id: ApnsId,
+    dispatched: Dispatched,
+    deadline: Instant,
+) -> (DeviceOutcome, Option<Invalidation>) {
+    let Dispatched { verdict, attempts, latency, response, error } = dispatched;
+    if verdict == Verdict::Accepted {
+        worker.metrics.slack(deadline.saturating_duration_since(Instant::now()));
+    }
+    let key_id = worker.key_id(&invite.app, device.environment);
+    let event =
+        invalidation::announce(invite, identity, device, verdict, response.as_ref(), key_id, worker.now());
+    let (result, action, stage) = outcome::describe(verdict);
+    let mut outcome =
+        DeviceOutcome::untried(device.token.clone(), device.id.clone(), device.environment, result, action);
+    outcome.stage = stage.map(Stage::as_str);
+    outcome.attempts = attempts;
+    outcome.apns_id = (attempts > 0).then_some(apns_id);
+    outcome.latency_ms = latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX));
+    if let Some(response) = response {
+        if token_event::is_outdated(response.invalid_since, device.registered_at) {
+            outcome.action = Action::None.as_str();
+        }
+        outcome.status = Some(response.status);
+        outcome.invalid_since = response.invalid_since;
+        outcome.reason = response.reason.map(|reason| reason.as_str().to_owned());
+    }
+    if matches!(verdict, Verdict::Unknown | Verdict::Failed | Verdict::Expired(_)) {
+        outcome.error = error.map(|error| error.to_string());
+    }
+    (outcome, event)
+}
+
+/// The outcome of a message that is no invite.
+fn refuse<G>(
+    worker: &Worker<G>,
+    identity: &Identity,
+    malformed: &Malformed,
+    properties: &Properties,
+    taken: Taken,
+    redelivered: bool,
+) -> Publication {
+    tracing::warn!(
+        call.id = malformed.call_id.map(tracing::field::display), app = malformed.app, error = malformed.error,
+        "an invite is malformed"
+    );
+    let outcome = Outcome {
+        kind: outcome::KIND,
+        call_id: malformed.call_id,
+        app: malformed.app.clone(),
+        result: InviteResult::Malformed,
+        worker: worker.settings.name.clone(),
+        deadline: None,
+        received_at: taken.on,
+        settled_at: worker.now(),
+        redelivered,
+        earlier_attempt: None,
+        error: Some(malformed.error.clone()),
+        devices: None,
+    };
+    let app = malformed.known_app.as_ref().map(|app| app.name.as_str());
+    let mut publication = publish_outcome(identity, &outcome, app);
+    carry(properties, &mut publication);
+    publication
+}
+
+fn publish_outcome(identity: &Identity, outcome: &Outcome, app: Option<&str>) -> Publication {
+    Publication {
+        route: Route::Results(format!("outcome.{}", app.unwrap_or("malformed"))),
+        kind: outcome::KIND,
+        message_id: identity.outcome_id().to_string(),
+        body: to_json(outcome),
+        correlation_id: None,
+        traceparent: None,
+        tracestate: None,
+    }
+}
+
+/// Carries the invite's trace and correlation to a result.
+fn carry(properties: &Properties, publication: &mut Publication) {
+    publication.correlation_id.clone_from(&properties.correlation_id);
+    publication.traceparent.clone_from(&properties.traceparent);
+    publication.tracestate.clone_from(&properties.tracestate);
+}
+
+/// Publishes until the broker has confirmed all, as long as the delivery can still be settled. False: it cannot, and the
+/// broker gives it to somebody else.
+async fn confirm<G>(worker: &Worker<G>, publications: &[Publication], receipt: &Receipt) -> bool {
+    let started = Instant::now();
+    let confirmed = join_all(publications.iter().map(|result| confirm_one(worker, result, receipt))).await;
+    worker.metrics.stage("confirm", started.elapsed());
+    confirmed.into_iter().all(|confirmed| confirmed)
+}
+
+async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: &Receipt) -> bool {
+    let mut pause = Pause::new(UNCONFIRMED_PAUSE, UNCONFIRMED_PAUSE_MAX, worker.jitter.clone());
+    loop {
+        match worker.outbox.publish(publication.clone()).await {
+            Ok(()) => {
+                if let (true, Route::Results(key)) = (worker.copies_live, &publication.route) {
+                    worker.outbox.copy(Publication { route: Route::Live(key.clone()), ..publication.clone() });
+                }
+                return true;
+            }
+            Err(_) if !receipt.is_live() => return false,
+            Err(error @ (PublishError::Returned(_) | PublishError::Nacked)) => {
+                let pause = pause.lengthen();
+                tracing::warn!(
+                    amqp.message_id = publication.message_id, error = %error, pause_ms = pause.as_millis(),
+                    "a result was not taken; its invite stays unacknowledged"
+                );
+                sleep(pause).await;
+            }
+            Err(PublishError::Lost) => sleep(pause.lengthen()).await,
+        }
+    }
+}
+
+/// A result as JSON. Our own types of texts and numbers: writing them to memory cannot fail.
+pub(super) fn to_json(result: &impl Serialize) -> Bytes {
+    serde_json::to_vec(result).expect("texts and numbers written to memory").into()
+}

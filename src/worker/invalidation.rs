@@ -1,0 +1,72 @@
+//! From Apple's word about a token to the event that tells it.
+
+use crate::domain::id::{ApnsId, Identity};
+use crate::domain::invite::{Device, Invite};
+use crate::domain::policy::Verdict;
+use crate::domain::response::Response;
+use crate::domain::timestamp::Timestamp;
+use crate::domain::token_event::{self, Confidence, TokenEvent};
+
+use super::mailbox::{Publication, Route};
+
+/// A token event, and how sure it is, for the metric.
+#[derive(Debug)]
+pub(super) struct Invalidation {
+    /// What to publish.
+    pub publication: Publication,
+    /// `dead` or `suspect`.
+    pub confidence: Confidence,
+}
+
+/// The event that a device's verdict makes, if any: only Apple's two kinds of word about a token do, and not one that is
+/// older than the token's registration.
+pub(super) fn announce(
+    invite: &Invite,
+    identity: &Identity,
+    device: &Device,
+    verdict: Verdict,
+    response: Option<&Response>,
+    key_id: Option<&str>,
+    observed_at: Timestamp,
+) -> Option<Invalidation> {
+    let confidence = match verdict {
+        Verdict::InvalidToken => Confidence::Dead,
+        Verdict::SuspectToken => Confidence::Suspect,
+        _ => return None,
+    };
+    let response = response?;
+    if token_event::is_outdated(response.invalid_since, device.registered_at) {
+        return None;
+    }
+    let event = TokenEvent {
+        kind: token_event::KIND,
+        token: device.token.clone(),
+        device_id: device.id.clone(),
+        app: invite.app.name.clone(),
+        topic: invite.app.topic(),
+        environment: device.environment,
+        confidence,
+        status: response.status,
+        reason: response.reason.as_ref().map(|reason| reason.as_str().to_owned()),
+        invalid_since: response.invalid_since,
+        registered_at: device.registered_at,
+        observed_at,
+        call_id: invite.call_id,
+        key_id: key_id.map(str::to_owned),
+    };
+    let publication = Publication {
+        route: Route::Results(format!("invalid_token.{}", invite.app.name)),
+        kind: token_event::KIND,
+        message_id: identity.token_event_id(&device.token).to_string(),
+        body: super::handle::to_json(&event),
+        correlation_id: None,
+        traceparent: None,
+        tracestate: None,
+    };
+    Some(Invalidation { publication, confidence })
+}
+
+/// The id that a device's push carries.
+pub(super) fn push_id(invite: &Invite, device: &Device) -> ApnsId {
+    ApnsId::derive(invite.call_id, &device.token)
+}

@@ -1,0 +1,225 @@
+//! What this worker remembers of invites, so that a message that comes again does not ring again.
+//!
+//! Bounded: the broker redelivers only what was unacknowledged, so a few prefetches' worth is enough to answer every
+//! redelivery to this worker. An invite is marked known when its outcome is final, never before.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::mailbox::Publication;
+use crate::domain::id::{ApnsId, Identity};
+
+/// Everything that one invite caused, to be published again if the invite comes again.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// The outcome first, then the token events.
+    pub publications: Vec<Publication>,
+}
+
+/// The memory of one worker.
+#[derive(Clone, Debug)]
+pub(super) struct Ledger(Arc<Mutex<Table>>);
+
+#[derive(Debug)]
+struct Table {
+    entries_max: usize,
+    entries: HashMap<Identity, Entry>,
+    /// Known invites, oldest first.
+    known: VecDeque<Identity>,
+    /// Which invite tried a call and token.
+    tried: HashMap<ApnsId, Identity>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    InFlight { done: watch::Receiver<()> },
+    Known { known: Arc<Known>, tried: Vec<ApnsId> },
+}
+
+/// What the ledger says about an invite that came.
+#[derive(Debug)]
+pub(super) enum Admission {
+    /// Never seen, as far as it remembers. The ticket is the right and the duty to handle it.
+    New(Ticket),
+    /// Its outcome is known.
+    Known(Arc<Known>),
+}
+
+/// The right to handle one invite. Dropped without [`Ticket::finish`] (a panic), the invite is unknown again.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    ledger: Ledger,
+    identity: Identity,
+    tried: Vec<ApnsId>,
+    /// Dropping it wakes those who wait for this invite.
+    _done: watch::Sender<()>,
+}
+
+impl Ledger {
+    /// A ledger that remembers this many finished invites.
+    pub(super) fn new(entries_max: usize) -> Self {
+        Self(Arc::new(Mutex::new(Table {
+            entries_max: entries_max.max(1),
+            entries: HashMap::new(),
+            known: VecDeque::new(),
+            tried: HashMap::new(),
+        })))
+    }
+
+    /// Admits an invite. One that is being handled already is waited for, not handled twice.
+    pub(super) async fn admit(&self, identity: Identity) -> Admission {
+        loop {
+            let mut done = {
+                let mut table = self.0.lock();
+                match table.entries.get(&identity) {
+                    Some(Entry::Known { known, .. }) => return Admission::Known(Arc::clone(known)),
+                    Some(Entry::InFlight { done }) => done.clone(),
+                    None => {
+                        let (sender, done) = watch::channel(());
+                        table.entries.insert(identity, Entry::InFlight { done });
+                        let ledger = self.clone();
+                        return Admission::New(Ticket { ledger, identity, tried: Vec::new(), _done: sender });
+                    }
+                }
+            };
+            // It never changes: this ends, with an error, when the ticket is dropped.
+            let _ = done.changed().await;
+        }
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> (usize, usize) {
+        let table = self.0.lock();
+        (table.entries.len(), table.tried.len())
+    }
+}
+
+impl Ticket {
+    /// Claims a call and token for this invite; false when another remembered invite tried it.
+    pub(super) fn claim(&mut self, id: ApnsId) -> bool {
+        let mut table = self.ledger.0.lock();
+        let owner = table.tried.entry(id).or_insert(self.identity);
+        let own = *owner == self.identity;
+        if own && !self.tried.contains(&id) {
+            self.tried.push(id);
+        }
+        own
+    }
+
+    /// Gives a claim back: nothing was tried after all.
+    pub(super) fn release(&mut self, id: ApnsId) {
+        if let Some(place) = self.tried.iter().position(|tried| *tried == id) {
+            self.tried.swap_remove(place);
+            self.ledger.0.lock().tried.remove(&id);
+        }
+    }
+
+    /// The outcome is final.
+    pub(super) fn finish(mut self, publications: Vec<Publication>) -> Arc<Known> {
+        let known = Arc::new(Known { publications });
+        let tried = std::mem::take(&mut self.tried);
+        let mut table = self.ledger.0.lock();
+        table.entries.insert(self.identity, Entry::Known { known: Arc::clone(&known), tried });
+        table.known.push_back(self.identity);
+        while table.known.len() > table.entries_max {
+            table.forget_oldest();
+        }
+        known
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut table = self.ledger.0.lock();
+        if let Some(Entry::InFlight { .. }) = table.entries.get(&self.identity) {
+            table.entries.remove(&self.identity);
+            for id in &self.tried {
+                table.tried.remove(id);
+            }
+        }
+    }
+}
+
+impl Table {
+    fn forget_oldest(&mut self) {
+        let Some(identity) = self.known.pop_front() else { return };
+        if let Some(Entry::Known { tried, .. }) = self.entries.remove(&identity) {
+            for id in tried {
+                self.tried.remove(&id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::id::{CallId, DeviceToken};
+
+    fn identity(name: &str) -> Identity {
+        Identity::of(Some(name), b"")
+    }
+
+    fn id(token: &str) -> ApnsId {
+        let call = CallId::parse("6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a").unwrap();
+        ApnsId::derive(call, &DeviceToken::new(token))
+    }
+
+    async fn ticket(ledger: &Ledger, name: &str) -> Ticket {
+        match ledger.admit(identity(name)).await {
+            Admission::New(ticket) => ticket,
+            Admission::Known(_) => panic!("{name} is known"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_finished_invite_is_known_until_others_push_it_out() {
+        let ledger = Ledger::new(2);
+        for name in ["a", "b", "c"] {
+            let mut ticket = ticket(&ledger, name).await;
+            assert!(ticket.claim(id(name)));
+            ticket.finish(Vec::new());
+        }
+        assert_eq!(ledger.len(), (2, 2));
+        assert!(matches!(ledger.admit(identity("c")).await, Admission::Known(_)));
+        assert!(matches!(ledger.admit(identity("a")).await, Admission::New(_)));
+    }
+
+    #[tokio::test]
+    async fn a_second_copy_waits_for_the_first() {
+        let ledger = Ledger::new(2);
+        let first = ticket(&ledger, "a").await;
+        let second = ledger.admit(identity("a"));
+        let (admission, _known) = tokio::join!(second, async {
+            tokio::task::yield_now().await;
+            first.finish(Vec::new())
+        });
+        assert!(matches!(admission, Admission::Known(_)));
+    }
+
+    #[tokio::test]
+    async fn an_abandoned_invite_is_new_again() {
+        let ledger = Ledger::new(2);
+        let mut first = ticket(&ledger, "a").await;
+        assert!(first.claim(id("ab01")));
+        drop(first);
+        assert_eq!(ledger.len(), (0, 0));
+        ticket(&ledger, "a").await;
+    }
+
+    #[tokio::test]
+    async fn a_call_and_token_belong_to_one_invite() {
+        let ledger = Ledger::new(2);
+        let mut first = ticket(&ledger, "a").await;
+        let mut second = ticket(&ledger, "b").await;
+        assert!(first.claim(id("ab01")) && first.claim(id("ab01")));
+        assert!(!second.claim(id("ab01")));
+        second.release(id("ab01"));
+        assert!(!second.claim(id("ab01")), "only the owner can give it back");
+        first.release(id("ab01"));
+        assert!(second.claim(id("ab01")));
+    }
+}

@@ -1,0 +1,113 @@
+//! The loop of a worker: one task per invite, until it is told to stop and all is done.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
+
+use super::Settings;
+use super::gateway::Gateway;
+use super::handle::handle;
+use super::ledger::Ledger;
+use super::mailbox::{Delivery, Outbox};
+use crate::clock::Clock;
+use crate::domain::app::{App, Environment};
+use crate::domain::invite::Rules;
+use crate::domain::timestamp::Timestamp;
+use crate::metrics::Metrics;
+use crate::pause::Jitter;
+
+/// Everything that handling an invite needs.
+pub struct Worker<G> {
+    pub(super) gateway: G,
+    pub(super) settings: Settings,
+    pub(super) rules: Rules,
+    pub(super) key_ids: Vec<[Option<String>; 2]>,
+    pub(super) copies_live: bool,
+    pub(super) outbox: Outbox,
+    pub(super) ledger: Ledger,
+    pub(super) clock: Clock,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) jitter: Jitter,
+}
+
+impl<G: Gateway> Worker<G> {
+    /// A worker for these apps. `key_ids`: which key signs for an app and environment, for token events, by their
+    /// indices. `copies_live`: whether results are copied to the live exchange. `prefetch`: how many invites can be
+    /// unsettled at once.
+    #[expect(clippy::too_many_arguments, reason = "its parts, each used once, by app.rs and the simulation")]
+    pub fn new(
+        gateway: G,
+        settings: Settings,
+        apps: Vec<Arc<App>>,
+        key_ids: Vec<[Option<String>; 2]>,
+        copies_live: bool,
+        prefetch: usize,
+        outbox: Outbox,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        jitter: Jitter,
+    ) -> Self {
+        /// The broker can redeliver what was unacknowledged when a connection went: at most a prefetch each time.
+        const PREFETCHES_REMEMBERED: usize = 4;
+        let rules = Rules {
+            apps,
+            devices_max: settings.devices_max,
+            invite_bytes_max: settings.invite_bytes_max,
+            deadline_max: settings.deadline_max,
+        };
+        let ledger = Ledger::new(prefetch.saturating_mul(PREFETCHES_REMEMBERED));
+        Self { gateway, settings, rules, key_ids, copies_live, outbox, ledger, clock, metrics, jitter }
+    }
+}
+
+impl<G> Worker<G> {
+    pub(super) fn now(&self) -> Timestamp {
+        Timestamp::from_unix_ms(self.clock.unix_ms())
+    }
+
+    pub(super) fn key_id(&self, app: &App, environment: Environment) -> Option<&str> {
+        self.key_ids.get(app.index)?[environment.index()].as_deref()
+    }
+}
+
+/// Handles deliveries until the flow ends or `stop` turns true; then gives back what was not started and finishes what
+/// was. Each invite has a task of its own, so that one that dies takes nobody along; their number is bounded by the
+/// prefetch.
+pub async fn run<G: Gateway>(
+    worker: Arc<Worker<G>>,
+    mut deliveries: mpsc::Receiver<Delivery>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut tasks = JoinSet::new();
+    loop {
+        // Biased: finished tasks are cleared first, so that they do not pile up; a stop goes before new work.
+        tokio::select! {
+            biased;
+            Some(ended) = tasks.join_next(), if !tasks.is_empty() => report(&worker, ended),
+            _ = stop.wait_for(|stop| *stop) => break,
+            delivery = deliveries.recv() => match delivery {
+                Some(delivery) => {
+                    let worker = Arc::clone(&worker);
+                    tasks.spawn(async move { handle(&worker, delivery).await });
+                }
+                None => break,
+            },
+        }
+    }
+    deliveries.close();
+    while let Some(delivery) = deliveries.recv().await {
+        delivery.receipt.give_back();
+    }
+    while let Some(ended) = tasks.join_next().await {
+        report(&worker, ended);
+    }
+}
+
+/// A handler that died dropped its receipt on the way: the broker gives the invite to somebody else.
+fn report<G>(worker: &Worker<G>, ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        worker.metrics.handler_panic();
+        tracing::error!(error = %error, "the handler of an invite died; the invite is requeued");
+    }
+}
