@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// From 1 ms to 60 s: the slow end is a call's life, the fast end the time in the worker.
 const SECONDS_BUCKETS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0,
-    60.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
+    30.0, 60.0,
 ];
 
 /// All families of one process.
@@ -54,6 +54,7 @@ impl std::fmt::Debug for Metrics {
 
 impl Metrics {
     /// Declares every family in a registry of its own, so that two workers can live in one process.
+    #[expect(clippy::too_many_lines, reason = "the one list of families reads best in one piece")]
     pub fn new() -> Arc<Self> {
         let declare = Declarations { registry: Registry::new() };
         let metrics = Self {
@@ -402,6 +403,8 @@ mod tests {
                 metrics.apns_streams("production", 3, 1000);
             }
         });
-        assert!(metrics.render().contains(r#"ringcast_apns_streams{environment="production",kind="used"} 3"#));
+        assert!(
+            metrics.render().contains(r#"ringcast_apns_streams{environment="production",kind="used"} 3"#)
+        );
     }
 }

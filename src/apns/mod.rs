@@ -1,7 +1,17 @@
 //! Apple's side of the road: connections to APNs, and one request on them.
 
+mod connection;
+pub mod dial;
+mod gateway;
+mod pool;
+pub mod provider_token;
+pub mod request;
+mod response;
+
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use gateway::{Apns, PoolState, SetupError};
 
 use crate::domain::app::Environment;
 

@@ -107,7 +107,7 @@ impl DeviceToken {
         let digits = self.0.len();
         let wrong = if let Some(at) = self.0.bytes().position(|byte| !byte.is_ascii_hexdigit()) {
             format!("has something that is no hex digit at position {}", at + 1)
-        } else if digits % 2 != 0 {
+        } else if !digits.is_multiple_of(2) {
             format!("has {digits} hex digits, an odd number")
         } else if digits < 4 {
             format!("has {digits} hex digits, too few")
@@ -176,7 +176,9 @@ mod tests {
         let lower = CallId::parse(CALL).unwrap();
         assert_eq!(CallId::parse(&CALL.to_uppercase()), Some(lower));
         assert_eq!(lower.to_string(), CALL);
-        for odd in ["", "6f1c6d0e6f3b4f5e9a510d5a4f3c2b1a", "{6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a}", &CALL[1..]] {
+        for odd in
+            ["", "6f1c6d0e6f3b4f5e9a510d5a4f3c2b1a", "{6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a}", &CALL[1..]]
+        {
             assert_eq!(CallId::parse(odd), None, "{odd}");
         }
     }

@@ -106,10 +106,12 @@ impl Invite {
             )));
         }
         let text = std::str::from_utf8(body).map_err(|error| {
-            Malformed::unread(format!("the body is not UTF-8 from byte {} on; JSON must be", error.valid_up_to()))
+            Malformed::unread(format!(
+                "the body is not UTF-8 from byte {} on; JSON must be",
+                error.valid_up_to()
+            ))
         })?;
-        let object =
-            Object::parse(text).map_err(|error| Malformed::unread(format!("the body {error}")))?;
+        let object = Object::parse(text).map_err(|error| Malformed::unread(format!("the body {error}")))?;
         Reader { rules, now, mistakes: Vec::new(), unknown_fields: 0 }.read(&object)
     }
 
@@ -180,7 +182,11 @@ impl Reader<'_> {
         let app = self.rules.apps.iter().find(|app| app.name == name).cloned();
         if app.is_none() {
             let names: Vec<_> = self.rules.apps.iter().map(|app| app.name.as_str()).take(10).collect();
-            self.wrong(format!("app is {}; it must be one of the configured: {}", shown(name), names.join(", ")));
+            self.wrong(format!(
+                "app is {}; it must be one of the configured: {}",
+                shown(name),
+                names.join(", ")
+            ));
         }
         app
     }
@@ -231,7 +237,9 @@ impl Reader<'_> {
         };
         if elements.is_empty() || elements.len() > most {
             let count = elements.len();
-            self.wrong(format!("devices has {count} elements; it must have 1 to {most} (worker.devices_max)"));
+            self.wrong(format!(
+                "devices has {count} elements; it must have 1 to {most} (worker.devices_max)"
+            ));
             return Vec::new();
         }
         let mut devices: Vec<Device> = Vec::with_capacity(elements.len());
@@ -253,7 +261,8 @@ impl Reader<'_> {
             }
         };
         self.unknown_fields += object.unknown(&["token", "environment", "id", "registered_at"]);
-        let token = self.required(&format!("devices[{place}].token"), object.value("token"), "a text of hex digits")?;
+        let token =
+            self.required(&format!("devices[{place}].token"), object.value("token"), "a text of hex digits")?;
         let token = DeviceToken::new(&token);
 
         // From here on a mistake is this device's own.
@@ -287,7 +296,10 @@ impl Reader<'_> {
         let mut members = Vec::new();
         for (key, value) in object.members() {
             if key == "aps" || app.is_some_and(|app| app.payload.is_set_by_worker(key)) {
-                self.wrong(format!("payload holds the key {}, which the worker sets; use another name", shown(key)));
+                self.wrong(format!(
+                    "payload holds the key {}, which the worker sets; use another name",
+                    shown(key)
+                ));
             }
             members.push((key.to_owned(), value.to_owned()));
         }

@@ -136,7 +136,11 @@ fn all_mistakes_are_told_at_once() {
     })
     .unwrap_err()
     .error;
-    assert_eq!(error.matches("; it must be").count() + error.matches("must be a boolean").count(), 3, "{error}");
+    assert_eq!(
+        error.matches("; it must be").count() + error.matches("must be a boolean").count(),
+        3,
+        "{error}"
+    );
 }
 
 #[test]

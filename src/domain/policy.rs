@@ -174,7 +174,7 @@ impl Policy {
     /// Takes one attempt's result into `progress` and decides. `remaining`: time to the deadline. `jitter`: a random number
     /// in `[0, 1)`.
     pub fn next_step(
-        &self,
+        self,
         progress: &mut Progress,
         result: &Result<Response, PushError>,
         remaining: Duration,
@@ -228,7 +228,7 @@ impl Policy {
         }
     }
 
-    fn counted_retry(&self, progress: &Progress, class: Class, wait: Duration, remaining: Duration) -> Step {
+    fn counted_retry(self, progress: &Progress, class: Class, wait: Duration, remaining: Duration) -> Step {
         if progress.counted >= self.attempts_max {
             return Step::Finish(progress.unless_rung(Verdict::Failed));
         }
@@ -291,9 +291,7 @@ mod tests {
         use Class::{Ambiguous, Transient, Unprocessed};
         let ok = || Ok(Response { status: 200, reason: None, invalid_since: None });
         let busy = || answer(503, "ServiceUnavailable");
-        let expired_token = || {
-            Err(PushError::ProviderToken(answer(403, "ExpiredProviderToken").unwrap()))
-        };
+        let expired_token = || Err(PushError::ProviderToken(answer(403, "ExpiredProviderToken").unwrap()));
         let table = [
             (vec![ok()], Verdict::Accepted, vec![]),
             (vec![busy(), ok()], Verdict::Accepted, vec![Transient]),
@@ -305,7 +303,11 @@ mod tests {
             (vec![unknown(), answer(410, "Unregistered")], Verdict::InvalidToken, vec![Ambiguous]),
             (vec![answer(429, "TooManyRequests")], Verdict::Throttled, vec![]),
             (vec![answer(400, "BadDeviceToken")], Verdict::SuspectToken, vec![]),
-            (vec![unprocessed(), unprocessed(), unprocessed(), ok()], Verdict::Accepted, vec![Unprocessed; 3]),
+            (
+                vec![unprocessed(), unprocessed(), unprocessed(), ok()],
+                Verdict::Accepted,
+                vec![Unprocessed; 3],
+            ),
             (vec![expired_token(), ok()], Verdict::Accepted, vec![Unprocessed]),
             (vec![expired_token(), expired_token()], Verdict::Rejected(Action::FixConfig), vec![Unprocessed]),
             (vec![Err(PushError::NotSent)], Verdict::Expired(Stage::Slot), vec![]),

@@ -175,7 +175,9 @@ mod tests {
     #[test]
     fn every_reason_of_apples_page_has_its_meaning() {
         use Action::{FixConfig, FixInvite, Report};
-        use Meaning::{Accepted, ProviderTokenRefused, Refused, Throttled, TokenDead, TokenSuspect, Transient};
+        use Meaning::{
+            Accepted, ProviderTokenRefused, Refused, Throttled, TokenDead, TokenSuspect, Transient,
+        };
         let table = [
             (200, None, Accepted),
             (400, Some("BadCollapseId"), Refused(Report)),
@@ -221,7 +223,10 @@ mod tests {
             assert_eq!(response(status, reason).meaning(), meaning, "{status} {reason:?}");
         }
         for reason in Reason::known() {
-            assert!(table.iter().any(|(_, word, _)| *word == Some(reason.as_str())), "{reason:?} is not in the table");
+            assert!(
+                table.iter().any(|(_, word, _)| *word == Some(reason.as_str())),
+                "{reason:?} is not in the table"
+            );
         }
     }
 

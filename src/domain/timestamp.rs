@@ -39,6 +39,7 @@ impl Timestamp {
     }
 
     /// This instant and a duration, in whole milliseconds.
+    #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }

@@ -59,11 +59,14 @@ pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
             drop(body);
             let known = match worker.ledger.admit(identity).await {
                 Admission::Known(known) => known,
-                Admission::New(ticket) => ring(worker, &invite, identity, ticket, &properties, taken, redelivered).await,
+                Admission::New(ticket) => {
+                    ring(worker, &invite, identity, ticket, &properties, taken, redelivered).await
+                }
             };
             if confirm(worker, &known.publications, &receipt).await {
                 if let Some(queue) = &properties.reply_to {
-                    let copy = Publication { route: Route::Reply(queue.clone()), ..known.publications[0].clone() };
+                    let copy =
+                        Publication { route: Route::Reply(queue.clone()), ..known.publications[0].clone() };
                     worker.outbox.copy(copy);
                 }
                 receipt.ack();
@@ -73,7 +76,12 @@ pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
     worker.metrics.stage("total", taken.at.elapsed());
 }
 
-fn read<G>(worker: &Worker<G>, body: &[u8], properties: &Properties, taken: Taken) -> Result<Invite, Malformed> {
+fn read<G>(
+    worker: &Worker<G>,
+    body: &[u8],
+    properties: &Properties,
+    taken: Taken,
+) -> Result<Invite, Malformed> {
     if let Some(encoding) = &properties.content_encoding {
         let shown: String = encoding.chars().take(32).collect();
         return Err(Malformed::unread(format!(
@@ -267,7 +275,9 @@ fn refuse<G>(
     redelivered: bool,
 ) -> Publication {
     tracing::warn!(
-        call.id = malformed.call_id.map(tracing::field::display), app = malformed.app, error = malformed.error,
+        call.id = malformed.call_id.map(tracing::field::display),
+        app = malformed.app,
+        error = malformed.error,
         "an invite is malformed"
     );
     let outcome = Outcome {
@@ -324,7 +334,9 @@ async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: 
         match worker.outbox.publish(publication.clone()).await {
             Ok(()) => {
                 if let (true, Route::Results(key)) = (worker.copies_live, &publication.route) {
-                    worker.outbox.copy(Publication { route: Route::Live(key.clone()), ..publication.clone() });
+                    worker
+                        .outbox
+                        .copy(Publication { route: Route::Live(key.clone()), ..publication.clone() });
                 }
                 return true;
             }

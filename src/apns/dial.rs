@@ -1,0 +1,188 @@
+//! A new connection to an endpoint: name, TCP, TLS with ALPN `h2`.
+//!
+//! What comes out is boxed I/O, so that a simulation can put a pipe in its place.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::Endpoint;
+
+/// A stream of bytes, whatever is below.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A stream of bytes, boxed.
+pub type BoxedIo = Box<dyn Io>;
+
+/// Opens one connection. Called anew for each.
+pub type Dial =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<BoxedIo, DialError>> + Send>> + Send + Sync>;
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name has no address.
+    #[error("{host} has no address: {cause}")]
+    Name {
+        /// The endpoint's host.
+        host: String,
+        /// What the resolver said.
+        cause: io::Error,
+    },
+    /// No address took the connection.
+    #[error("{address} cannot be connected: {cause}")]
+    Connect {
+        /// The last address tried.
+        address: SocketAddr,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// TLS failed: wrong certificate, missing root, or no TLS at all.
+    #[error("TLS with {host} failed: {cause} (is a root missing? apns.ca_file adds one)")]
+    Tls {
+        /// The endpoint's host.
+        host: String,
+        /// What rustls said.
+        cause: io::Error,
+    },
+    /// The peer does not speak HTTP/2. APNs does nothing else.
+    #[error("{host} does not speak HTTP/2 (no ALPN h2)")]
+    NotHttp2 {
+        /// The endpoint's host.
+        host: String,
+    },
+    /// A simulated network refused it.
+    #[error("the network is down: {0}")]
+    Network(String),
+}
+
+/// Why there can be no TLS at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    /// A file with roots cannot be used.
+    #[error("apns.ca_file {path}: {cause}")]
+    File {
+        /// The path as configured.
+        path: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// Neither the system nor the settings have a root.
+    #[error("no trust root: the system has none ({0}) and apns.ca_file is not set")]
+    None(String),
+    /// The TLS library refused its own defaults.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// What every connection to APNs trusts and speaks: the system's roots and those of `ca_file`, TLS 1.2 or newer, ALPN `h2`.
+/// Sessions are resumed across connections.
+pub fn tls_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, RootError> {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(native.certs);
+    if let Some(path) = ca_file {
+        let failed = |cause: String| RootError::File { path: path.display().to_string(), cause };
+        let certificates = CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))?;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|error| failed(error.to_string()))?;
+            roots.add(certificate).map_err(|error| failed(error.to_string()))?;
+        }
+    }
+    if roots.is_empty() {
+        let errors: Vec<_> = native.errors.iter().map(ToString::to_string).collect();
+        return Err(RootError::None(errors.join("; ")));
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Dials an endpoint over TLS. The name is resolved anew each time, and each call starts with the next address, so that
+/// connections spread.
+pub fn tls_dial(endpoint: Endpoint, config: Arc<ClientConfig>) -> Dial {
+    let turn = Arc::new(AtomicUsize::new(0));
+    Arc::new(move || {
+        let (endpoint, config) = (endpoint.clone(), Arc::clone(&config));
+        let turn = turn.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async move {
+            let stream = connect(&endpoint, turn).await?;
+            encrypt(&endpoint.host, config, stream).await
+        })
+    })
+}
+
+async fn connect(endpoint: &Endpoint, turn: usize) -> Result<TcpStream, DialError> {
+    let named = |cause| DialError::Name { host: endpoint.host.clone(), cause };
+    let addresses: Vec<SocketAddr> =
+        tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await.map_err(named)?.collect();
+    let mut failure = named(io::Error::from(io::ErrorKind::NotFound));
+    for offset in 0..addresses.len() {
+        let address = addresses[(turn + offset) % addresses.len()];
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                // Off is slower and nothing else: not a reason to give the connection up.
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Err(cause) => failure = DialError::Connect { address, cause },
+        }
+    }
+    Err(failure)
+}
+
+async fn encrypt(host: &str, config: Arc<ClientConfig>, stream: TcpStream) -> Result<BoxedIo, DialError> {
+    let failed = |cause| DialError::Tls { host: host.to_owned(), cause };
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(io::Error::other(error)))?;
+    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
+    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+        return Err(DialError::NotHttp2 { host: host.to_owned() });
+    }
+    Ok(Box::new(Coalesced(stream)))
+}
+
+/// Says that it cannot write vectored. h2 then copies small bodies into its buffer and writes many requests at once, in
+/// place of one write per request.
+struct Coalesced<T>(T);
+
+impl<T: AsyncRead + Unpin> AsyncRead for Coalesced<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesced<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

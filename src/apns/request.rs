@@ -1,0 +1,91 @@
+//! One push as an HTTP/2 request (Apple, *Sending notification requests to APNs*).
+
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Uri};
+
+use super::Endpoint;
+use crate::domain::app::App;
+use crate::domain::push::expiration;
+use crate::domain::timestamp::Timestamp;
+use crate::worker::gateway::Push;
+
+const APNS_EXPIRATION: HeaderName = HeaderName::from_static("apns-expiration");
+const APNS_ID: HeaderName = HeaderName::from_static("apns-id");
+const APNS_PRIORITY: HeaderName = HeaderName::from_static("apns-priority");
+const APNS_PUSH_TYPE: HeaderName = HeaderName::from_static("apns-push-type");
+const APNS_TOPIC: HeaderName = HeaderName::from_static("apns-topic");
+
+/// The parts of a request that never change on a pool, prepared once.
+#[derive(Debug)]
+pub(super) struct Template {
+    authority: Authority,
+    topics: Vec<HeaderValue>,
+}
+
+/// A push that cannot be written as a request, though its parts were checked on the way in.
+#[derive(Debug, thiserror::Error)]
+#[error("the request cannot be written: {0}")]
+pub(super) struct EncodeError(#[from] http::Error);
+
+/// An endpoint or a bundle id that cannot stand in a request.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} cannot stand in a request: {1}")]
+pub struct TemplateError(String, String);
+
+impl Template {
+    /// Prepares requests to `endpoint` for `apps`, which are found again by their index.
+    pub(super) fn new<'a>(
+        endpoint: &Endpoint,
+        apps: impl Iterator<Item = &'a App>,
+    ) -> Result<Self, TemplateError> {
+        let host =
+            if endpoint.host.contains(':') { format!("[{}]", endpoint.host) } else { endpoint.host.clone() };
+        let authority = if endpoint.port == 443 { host } else { format!("{host}:{}", endpoint.port) };
+        let refused =
+            |what: &str, error: &dyn std::fmt::Display| TemplateError(what.to_owned(), error.to_string());
+        let topics = apps
+            .map(|app| HeaderValue::from_str(&app.topic()).map_err(|error| refused(&app.bundle_id, &error)))
+            .collect::<Result<_, _>>()?;
+        let authority =
+            Authority::try_from(authority.as_str()).map_err(|error| refused(&authority, &error))?;
+        Ok(Self { authority, topics })
+    }
+
+    /// The request of one attempt, without its body. `authorization` is sensitive already; `apns-id` and
+    /// `apns-expiration` are marked so because they differ from push to push and would churn the header table.
+    pub(super) fn encode(
+        &self,
+        push: &Push,
+        authorization: HeaderValue,
+        now: Timestamp,
+    ) -> Result<Request<()>, EncodeError> {
+        let path = PathAndQuery::try_from(format!("/3/device/{}", push.token.as_str()))
+            .map_err(http::Error::from)?;
+        let uri = Uri::builder()
+            .scheme(Scheme::HTTPS)
+            .authority(self.authority.clone())
+            .path_and_query(path)
+            .build()?;
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(AUTHORIZATION, authorization);
+        headers.insert(APNS_TOPIC, self.topics[push.app.index].clone());
+        headers.insert(APNS_PUSH_TYPE, HeaderValue::from_static("voip"));
+        headers.insert(APNS_PRIORITY, HeaderValue::from_static("10"));
+        headers.insert(
+            APNS_EXPIRATION,
+            sensitive(HeaderValue::from(expiration(&push.app, now, push.deadline_at))),
+        );
+        let id = HeaderValue::try_from(push.apns_id.to_string()).map_err(http::Error::from)?;
+        headers.insert(APNS_ID, sensitive(id));
+        Ok(request)
+    }
+}
+
+fn sensitive(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}
