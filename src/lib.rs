@@ -6,4 +6,5 @@ pub mod clock;
 pub mod domain;
 pub mod metrics;
 pub mod pause;
+pub mod simulator;
 pub mod worker;

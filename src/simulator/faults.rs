@@ -1,0 +1,493 @@
+//! What happens instead of, or around, the honest answer.
+//!
+//! A [`Fault`] says to whom it happens, which of their requests it strikes, how long an answer is held back, and what
+//! is done instead of answering. Faults are looked at in the order they were added: the delays of all that strike add
+//! up, the first one with an action decides. A [`ConnectFault`] does the same to new connections.
+//!
+//! Every request is judged honestly first; a fault says whether Apple *processed* it all the same, that is, whether
+//! the phone would have rung: only where the honest judgement accepted it, and the fault says so.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::chance::Chance;
+
+/// Tokens whose requests are counted apart, per fault; tokens beyond are not struck.
+const COUNTED_TOKENS_MAX: usize = 1_000_000;
+
+/// A fault that strikes requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    /// Whose requests.
+    pub whom: Whom,
+    /// Which of them.
+    pub when: When,
+    /// How long the answer is held back.
+    pub latency: Option<Latency>,
+    /// What is done instead of the honest answer; `None`: the honest answer, after the latency.
+    pub action: Option<Action>,
+}
+
+/// Whose requests a fault strikes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Whom {
+    /// Everybody's.
+    Everybody,
+    /// Those to this device token (lower-case hex).
+    Token(String),
+    /// Those to device tokens that begin so (lower-case hex).
+    Prefix(String),
+    /// Those on this connection; connections are numbered from 1.
+    Connection(u64),
+}
+
+/// Which of somebody's requests (or which new connections) a fault strikes: after the first `skip`, every `every`-th,
+/// each with `probability`, at most `count` times.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct When {
+    /// That many pass first.
+    pub skip: u64,
+    /// Of the rest the first and then each n-th is meant; 1: all.
+    pub every: u64,
+    /// Of those, each is struck with this probability, from 0 to 1.
+    pub probability: f64,
+    /// No more than that many are struck; `None`: no limit.
+    pub count: Option<u64>,
+    /// `skip`, `every` and `count` count each device token's requests apart, so that "the first push to each".
+    pub each_token: bool,
+}
+
+impl Default for When {
+    fn default() -> Self {
+        Self { skip: 0, every: 1, probability: 1.0, count: None, each_token: false }
+    }
+}
+
+/// A delay, drawn evenly from the range, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Latency {
+    /// Shortest.
+    pub min: Duration,
+    /// Longest.
+    pub max: Duration,
+}
+
+/// What is done instead of the honest answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Another answer.
+    Answer(Answer),
+    /// RST_STREAM with an HTTP/2 error code: 7 (`REFUSED_STREAM`) promises that nothing was processed.
+    Reset {
+        /// RFC 9113 section 7.
+        code: u32,
+        /// Whether the phone rang.
+        processed: bool,
+    },
+    /// GOAWAY for the whole connection.
+    GoAway(GoAway),
+    /// No answer to this request, ever; the connection lives and answers PINGs.
+    Silence {
+        /// Whether the phone rang.
+        processed: bool,
+    },
+    /// The whole connection stands still from now on, PINGs included; the transport stays open.
+    Freeze {
+        /// Whether the phone rang.
+        processed: bool,
+    },
+    /// The transport is dropped at once.
+    Close {
+        /// Whether the phone rang.
+        processed: bool,
+    },
+}
+
+/// An answer that is not the honest one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// For the JSON body, where `body` is `None`; any word, known to Apple or not.
+    pub reason: Option<String>,
+    /// The JSON body's `timestamp`, in milliseconds since 1970-01-01 UTC.
+    pub timestamp_ms: Option<u64>,
+    /// The body, verbatim, JSON or not, maybe empty.
+    pub body: Option<Bytes>,
+    /// Whether the phone rang.
+    pub processed: bool,
+}
+
+impl Answer {
+    /// An answer with a status and a reason, nothing processed (but with 200).
+    pub fn new(status: u16, reason: &str) -> Self {
+        let reason = (!reason.is_empty()).then(|| reason.to_owned());
+        Self { status, reason, timestamp_ms: None, body: None, processed: status == 200 }
+    }
+}
+
+/// A GOAWAY. Its last stream id is always true: the highest stream that was processed on the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoAway {
+    /// Error code (RFC 9113 section 7); 0 for an orderly end.
+    pub code: u32,
+    /// Apple's JSON reason in the debug data; `None`: no debug data.
+    pub reason: Option<String>,
+    /// Whether the request that was struck is still served; else it counts among the unprocessed.
+    pub serve_this: bool,
+    /// Two GOAWAYs in a row, the first with the highest possible id and `NO_ERROR` (RFC 9113 section 6.8).
+    pub twice: bool,
+    /// What then becomes of the connection.
+    pub then: Ending,
+}
+
+impl Default for GoAway {
+    fn default() -> Self {
+        Self { code: 0, reason: None, serve_this: true, twice: false, then: Ending::Drain }
+    }
+}
+
+/// What becomes of a connection after its GOAWAY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Streams up to the last id are answered, then it is closed.
+    Drain,
+    /// Closed at once; what was in flight is lost.
+    Close,
+    /// Left open, and nothing more comes: no answer, no PONG, no end.
+    Silence,
+}
+
+/// A fault that strikes new connections.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConnectFault {
+    /// Which ones; `each_token` says nothing here.
+    pub when: When,
+    /// What is done.
+    pub action: ConnectAction,
+}
+
+/// What is done to a new connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectAction {
+    /// Closed at once, before TLS.
+    Refuse,
+    /// Accepted, and then nothing: no TLS, no HTTP/2.
+    Silence,
+    /// GOAWAY with this reason right after the handshake, then closed: `BadCertificateEnvironment`, say.
+    GoAway {
+        /// Apple's word.
+        reason: String,
+    },
+    /// Served, but PINGs go unanswered.
+    Deaf,
+}
+
+impl Fault {
+    /// Something done instead of every answer to everybody.
+    pub fn new(action: Action) -> Self {
+        Self { whom: Whom::Everybody, when: When::default(), latency: None, action: Some(action) }
+    }
+
+    /// Every answer to everybody comes that much later.
+    pub fn latency(min: Duration, max: Duration) -> Self {
+        let latency = Some(Latency { min, max });
+        Self { whom: Whom::Everybody, when: When::default(), latency, action: None }
+    }
+
+    /// Another status and reason.
+    pub fn answer(status: u16, reason: &str) -> Self {
+        Self::new(Action::Answer(Answer::new(status, reason)))
+    }
+
+    /// RST_STREAM.
+    pub fn reset(reason: h2::Reason, processed: bool) -> Self {
+        Self::new(Action::Reset { code: reason.into(), processed })
+    }
+
+    /// No answer to the request.
+    pub fn silence(processed: bool) -> Self {
+        Self::new(Action::Silence { processed })
+    }
+
+    /// The transport is dropped.
+    pub fn close(processed: bool) -> Self {
+        Self::new(Action::Close { processed })
+    }
+
+    /// The connection stands still.
+    pub fn freeze(processed: bool) -> Self {
+        Self::new(Action::Freeze { processed })
+    }
+
+    /// GOAWAY.
+    pub fn go_away(go_away: GoAway) -> Self {
+        Self::new(Action::GoAway(go_away))
+    }
+
+    /// Only requests to this device token.
+    #[must_use]
+    pub fn token(mut self, token: &str) -> Self {
+        self.whom = Whom::Token(token.to_ascii_lowercase());
+        self
+    }
+
+    /// Only requests to device tokens that begin so.
+    #[must_use]
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.whom = Whom::Prefix(prefix.to_ascii_lowercase());
+        self
+    }
+
+    /// Only requests on this connection.
+    #[must_use]
+    pub fn connection(mut self, number: u64) -> Self {
+        self.whom = Whom::Connection(number);
+        self
+    }
+
+    /// Only these of the requests.
+    #[must_use]
+    pub fn when(mut self, when: When) -> Self {
+        self.when = when;
+        self
+    }
+
+    /// At most that many times.
+    #[must_use]
+    pub fn times(mut self, count: u64) -> Self {
+        self.when.count = Some(count);
+        self
+    }
+}
+
+/// All faults of a simulator; they may be changed at any time.
+#[derive(Debug, Default)]
+pub struct Faults {
+    book: Mutex<Book>,
+    /// Lets the usual case, no fault at all, go without a lock.
+    any: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    next_id: u64,
+    faults: Vec<(FaultId, Fault, Counts)>,
+    connect_faults: Vec<(FaultId, ConnectFault, Count)>,
+}
+
+/// Names a fault, to remove it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FaultId(u64);
+
+/// What strikes one request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Strike {
+    pub(super) latency: Duration,
+    pub(super) action: Option<Action>,
+}
+
+impl Faults {
+    /// Adds a fault behind all others.
+    pub fn add(&self, fault: Fault) -> FaultId {
+        let mut book = self.book.lock();
+        let id = book.next_id();
+        book.faults.push((id, fault, Counts::default()));
+        self.any.store(true, Relaxed);
+        id
+    }
+
+    /// Adds a fault that strikes new connections.
+    pub fn add_connect(&self, fault: ConnectFault) -> FaultId {
+        let mut book = self.book.lock();
+        let id = book.next_id();
+        book.connect_faults.push((id, fault, Count::default()));
+        self.any.store(true, Relaxed);
+        id
+    }
+
+    /// Removes one fault; false when it is gone already.
+    pub fn remove(&self, id: FaultId) -> bool {
+        let mut book = self.book.lock();
+        let before = book.faults.len() + book.connect_faults.len();
+        book.faults.retain(|(other, ..)| *other != id);
+        book.connect_faults.retain(|(other, ..)| *other != id);
+        let after = book.faults.len() + book.connect_faults.len();
+        self.any.store(after > 0, Relaxed);
+        after < before
+    }
+
+    /// Removes all faults.
+    pub fn clear(&self) {
+        let mut book = self.book.lock();
+        book.faults.clear();
+        book.connect_faults.clear();
+        self.any.store(false, Relaxed);
+    }
+
+    pub(super) fn strike(&self, token: &str, connection: u64, chance: &Mutex<Chance>) -> Strike {
+        let mut strike = Strike::default();
+        if !self.any.load(Relaxed) {
+            return strike;
+        }
+        let mut book = self.book.lock();
+        let mut chance = chance.lock();
+        for (_, fault, counts) in &mut book.faults {
+            let already_decided = strike.action.is_some() && fault.latency.is_none();
+            if already_decided || !fault.whom.includes(token, connection) {
+                continue;
+            }
+            if !counts.of(token, &fault.when).is_some_and(|count| count.hit(&fault.when, &mut chance)) {
+                continue;
+            }
+            if let Some(Latency { min, max }) = fault.latency {
+                strike.latency += Duration::from_millis(chance.between(whole_ms(min), whole_ms(max)));
+            }
+            if strike.action.is_none() {
+                strike.action.clone_from(&fault.action);
+            }
+        }
+        strike
+    }
+
+    pub(super) fn strike_connect(&self, chance: &Mutex<Chance>) -> Option<ConnectAction> {
+        if !self.any.load(Relaxed) {
+            return None;
+        }
+        let mut book = self.book.lock();
+        let mut chance = chance.lock();
+        let mut struck = |(_, fault, count): &mut (FaultId, ConnectFault, Count)| {
+            count.hit(&fault.when, &mut chance).then(|| fault.action.clone())
+        };
+        book.connect_faults.iter_mut().find_map(&mut struck)
+    }
+}
+
+impl Book {
+    fn next_id(&mut self) -> FaultId {
+        self.next_id += 1;
+        FaultId(self.next_id)
+    }
+}
+
+impl Whom {
+    fn includes(&self, token: &str, connection: u64) -> bool {
+        match self {
+            Self::Everybody => true,
+            Self::Token(only) => only == token,
+            Self::Prefix(prefix) => token.starts_with(prefix.as_str()),
+            Self::Connection(only) => *only == connection,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    together: Count,
+    apart: BTreeMap<String, Count>,
+}
+
+impl Counts {
+    fn of(&mut self, token: &str, when: &When) -> Option<&mut Count> {
+        if !when.each_token {
+            return Some(&mut self.together);
+        }
+        if !self.apart.contains_key(token) {
+            if self.apart.len() >= COUNTED_TOKENS_MAX {
+                return None;
+            }
+            self.apart.insert(token.to_owned(), Count::default());
+        }
+        self.apart.get_mut(token)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    seen: u64,
+    struck: u64,
+}
+
+impl Count {
+    fn hit(&mut self, when: &When, chance: &mut Chance) -> bool {
+        let number = self.seen;
+        self.seen += 1;
+        let meant = number >= when.skip && (number - when.skip).is_multiple_of(when.every.max(1));
+        let left = when.count.is_none_or(|count| self.struck < count);
+        let struck = meant && left && chance.hit(when.probability);
+        self.struck += u64::from(struck);
+        struck
+    }
+}
+
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(fault: Fault, tokens: &[&str]) -> Vec<bool> {
+        let (faults, chance) = (Faults::default(), Mutex::new(Chance::new(1)));
+        faults.add(fault);
+        tokens.iter().map(|token| faults.strike(token, 1, &chance).action.is_some()).collect()
+    }
+
+    #[test]
+    fn the_right_requests_are_struck() {
+        let when = |skip, every, count| When { skip, every, count, ..When::default() };
+        let (yes, no) = (true, false);
+        let fault = || Fault::silence(false);
+        assert_eq!(history(fault().token("AA01"), &["aa01", "aa02", "aa0101"]), [yes, no, no]);
+        assert_eq!(history(fault().prefix("Aa"), &["aa01", "bbaa", "aa"]), [yes, no, yes]);
+        assert_eq!(history(fault().connection(1), &["aa", "bb"]), [yes, yes]);
+        assert_eq!(history(fault().connection(2), &["aa", "bb"]), [no, no]);
+        assert_eq!(history(fault().when(when(1, 2, Some(2))), &["a"; 7]), [no, yes, no, yes, no, no, no]);
+        let first_of_each = When { count: Some(1), each_token: true, ..When::default() };
+        assert_eq!(history(fault().when(first_of_each), &["a", "b", "a", "b", "c"]), [yes, yes, no, no, yes]);
+    }
+
+    #[test]
+    fn probability_follows_the_seed() {
+        let draw = |seed| {
+            let (faults, chance) = (Faults::default(), Mutex::new(Chance::new(seed)));
+            faults.add(Fault::silence(false).when(When { probability: 0.5, ..When::default() }));
+            (0..64).map(|_| faults.strike("aa", 1, &chance).action.is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(4), draw(4));
+        assert_ne!(draw(4), draw(5));
+    }
+
+    #[test]
+    fn delays_add_up_and_the_first_action_decides() {
+        let (faults, chance) = (Faults::default(), Mutex::new(Chance::new(1)));
+        let ms = Duration::from_millis;
+        faults.add(Fault::latency(ms(10), ms(10)));
+        faults.add(Fault::answer(503, "ServiceUnavailable"));
+        let third = faults.add(Fault::answer(500, "InternalServerError").times(1));
+        faults.add(Fault::latency(ms(5), ms(7)));
+        let strike = faults.strike("aa", 1, &chance);
+        assert!((ms(15)..=ms(17)).contains(&strike.latency), "{:?}", strike.latency);
+        assert_eq!(strike.action, Fault::answer(503, "ServiceUnavailable").action);
+        assert!(faults.remove(third));
+        assert!(!faults.remove(third));
+        faults.clear();
+        assert_eq!(faults.strike("aa", 1, &chance), Strike::default());
+    }
+
+    #[test]
+    fn connections_are_struck_too() {
+        let (faults, chance) = (Faults::default(), Mutex::new(Chance::new(1)));
+        faults.add_connect(ConnectFault {
+            when: When { skip: 1, count: Some(1), ..When::default() },
+            action: ConnectAction::Refuse,
+        });
+        let struck: Vec<_> = (0..3).map(|_| faults.strike_connect(&chance).is_some()).collect();
+        assert_eq!(struck, [false, true, false]);
+    }
+}
