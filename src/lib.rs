@@ -4,6 +4,7 @@ pub mod admin;
 pub mod amqp;
 pub mod apns;
 pub mod clock;
+pub mod config;
 pub mod domain;
 pub mod metrics;
 pub mod pause;

@@ -1,0 +1,214 @@
+//! What the program is told: `config/default.toml`, then the file of `--config`, then the environment.
+//!
+//! Every mistake is found at once and reported by its dotted key with where it was set. An unknown key is a mistake, and
+//! so is a key whose feature this version does not have: nothing that an operator writes is silently ignored. Files that
+//! settings name (keys, trust roots) are read here, so that a worker that starts has everything it needs.
+
+mod app;
+mod broker;
+mod credential;
+mod endpoint;
+mod mistake;
+mod pem;
+mod reader;
+mod section;
+mod source;
+#[cfg(test)]
+mod tests;
+mod unit;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use broker::describe_uri;
+pub use mistake::Mistakes;
+
+use crate::domain::app::App;
+use crate::{admin, amqp, apns, worker};
+use reader::Reader;
+use source::Layer;
+
+/// Every key with its default, its unit and its reason. It is parsed at each start: there is no second copy in code.
+pub const DEFAULT_TOML: &str = include_str!("../config/default.toml");
+
+/// What each room is told. Its `amqp.uri` holds a password, so that there is no `Debug`.
+#[derive(Clone)]
+pub struct Config {
+    /// `[amqp]`.
+    pub amqp: amqp::Settings,
+    /// `[apns]` and the apps' credentials.
+    pub apns: apns::Settings,
+    /// `[worker]`.
+    pub worker: worker::Settings,
+    /// `[apps.NAME]`, by name; an app's `index` is its place here. At least one.
+    pub apps: Vec<Arc<App>>,
+    /// `[admin]`.
+    pub admin: admin::Settings,
+    /// `[log]`.
+    pub log: Log,
+    /// `worker.shutdown_grace`: how long finishing may take.
+    pub shutdown_grace: Duration,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// How lines look.
+    pub format: LogFormat,
+    /// Directives for `tracing_subscriber::EnvFilter`, already found readable.
+    pub level: String,
+}
+
+/// `log.format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// [`LogFormat::Human`] where stderr is a terminal, else [`LogFormat::Json`].
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Human,
+}
+
+/// Reads all layers. `environment` is the whole environment (`std::env::vars_os()`): of it `RINGCAST__…` is read, and
+/// `HOSTNAME` where `worker.name` is empty.
+///
+/// Errors: every mistake at once. Where the file is not TOML at all, only that: what could be read of it would mislead.
+pub fn load<K, V>(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (K, V)>,
+) -> Result<Config, Mistakes>
+where
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
+    let variables: Vec<(OsString, OsString)> =
+        environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+    let file = file.map_or_else(|| Ok(Layer::default()), Layer::file);
+    read_layers(file, &variables)
+}
+
+fn read_layers(
+    file: Result<Layer, Vec<mistake::Mistake>>,
+    variables: &[(OsString, OsString)],
+) -> Result<Config, Mistakes> {
+    let (file, environment) = match (file, Layer::environment(variables)) {
+        (Ok(file), Ok(environment)) => (file, environment),
+        (file, environment) => {
+            let mistakes = [file.err(), environment.err()].into_iter().flatten().flatten();
+            return Err(Mistakes::new(mistakes.collect()));
+        }
+    };
+    let mut reader = Reader::new(file, environment);
+    let config = read(&mut reader, || host_name(variables));
+    let mistakes = reader.finish();
+    match config {
+        Some(config) if mistakes.is_empty() => Ok(config),
+        _ => Err(Mistakes::new(mistakes)),
+    }
+}
+
+/// Reads every section. `None`: something required is missing, and the reader knows what.
+fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
+    let amqp = broker::read(reader);
+    let endpoints = endpoint::read(reader);
+    let (worker, shutdown_grace) = read_worker(reader, host_name);
+    let admin = read_admin(reader);
+    let log = read_log(reader);
+    let apps = app::read(reader);
+    let credentials = credential::read(reader, &apps);
+    Some(Config {
+        amqp,
+        apns: apns::Settings {
+            endpoints: endpoints.places,
+            ca_file: endpoints.ca_file,
+            connections: endpoints.connections,
+            request_timeout: endpoints.request_timeout,
+            credentials: credentials?,
+        },
+        worker,
+        apps: apps.into_iter().map(Arc::new).collect(),
+        admin,
+        log,
+        shutdown_grace,
+    })
+}
+
+fn read_worker(reader: &mut Reader, host_name: impl Fn() -> String) -> (worker::Settings, Duration) {
+    const MINUTE: Duration = Duration::from_mins(1);
+    let mut worker = reader.section(&["worker"]);
+    let name = worker.text("name", |name| match name {
+        "" => Ok(host_name()),
+        name if name.len() > 128 => Err("is longer than 128 bytes; give a shorter name".to_owned()),
+        name if name.chars().any(char::is_control) => {
+            Err("holds a control character; give a plain name".to_owned())
+        }
+        name => Ok(name.to_owned()),
+    });
+    worker.not_built("shards", "leave it at 1 and run more pods");
+    let deadline_max = worker.duration(
+        "deadline_max",
+        Duration::from_secs(1)..=10 * MINUTE,
+        "ended calls are kept for 10 minutes",
+    );
+    let ring_time_min =
+        worker.duration("ring_time_min", Duration::ZERO..=10 * MINUTE, "no call rings longer");
+    if ring_time_min >= deadline_max {
+        worker.refuse(
+            "ring_time_min",
+            "is not less than worker.deadline_max, so no call would ever ring; lower it",
+        );
+    }
+    let settings = worker::Settings {
+        name,
+        devices_max: worker.number("devices_max", 1..=1000, "an invite rings one callee"),
+        invite_bytes_max: worker.number("invite_bytes_max", 1024..=1 << 20, "a push holds 5120 bytes"),
+        deadline_max,
+        ring_time_min,
+        attempts_max: worker.number("attempts_max", 1..=10, "each may ring the phone"),
+        answer_grace: worker.duration(
+            "answer_grace",
+            Duration::ZERO..=Duration::from_secs(30),
+            "the outcome waits as long",
+        ),
+    };
+    let shutdown_grace = worker.duration(
+        "shutdown_grace",
+        Duration::from_secs(1)..=10 * MINUTE,
+        "less answers nothing, more blocks a rollout",
+    );
+    (settings, shutdown_grace)
+}
+
+fn read_admin(reader: &mut Reader) -> admin::Settings {
+    let listen = reader.section(&["admin"]).text("listen", |text| {
+        text.parse::<SocketAddr>().map_err(|_| {
+            "is not an IP address with a port; give one as in \"0.0.0.0:9090\" or \"[::]:9090\"".to_owned()
+        })
+    });
+    admin::Settings { listen }
+}
+
+fn read_log(reader: &mut Reader) -> Log {
+    let mut log = reader.section(&["log"]);
+    let words = [("auto", LogFormat::Auto), ("json", LogFormat::Json), ("human", LogFormat::Human)];
+    let format = log.word("format", &words);
+    let level = log.text("level", |text| match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) if !text.trim().is_empty() => Ok(text.to_owned()),
+        _ => Err("is not a log filter; give a level and exceptions, as in \"info,h2=warn\"".to_owned()),
+    });
+    Log { format, level }
+}
+
+/// The host's name: in Kubernetes and in shells a variable, else asked of the kernel.
+fn host_name(variables: &[(OsString, OsString)]) -> String {
+    let variable = variables.iter().find(|(name, _)| name == "HOSTNAME");
+    let variable = variable.and_then(|(_, value)| value.to_str().map(str::to_owned));
+    let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let usable = |name: &String| !name.trim().is_empty();
+    let name = variable.filter(usable).or_else(|| kernel().filter(usable));
+    name.map_or_else(|| "ringcast".to_owned(), |name| name.trim().to_owned())
+}
