@@ -1,0 +1,142 @@
+//! `ringcast check`: reads everything a worker would read, and says what it found.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::apns::Credential;
+use crate::config::{self, Config, Mistakes, describe_uri};
+use crate::domain::app::{App, Environment};
+
+/// Reads the configuration and writes a summary to `out`, or every mistake to `err`, one line each. `Ok(true)`: all is
+/// right. Errors: one of the two cannot be written.
+pub fn run<K, V>(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (K, V)>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> io::Result<bool>
+where
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
+    match check(file, environment) {
+        Ok(summary) => {
+            out.write_all(summary.as_bytes())?;
+            Ok(true)
+        }
+        Err(mistakes) => {
+            writeln!(err, "{mistakes}")?;
+            Ok(false)
+        }
+    }
+}
+
+/// The summary of a right configuration, or its mistakes.
+fn check<K, V>(file: Option<&Path>, environment: impl IntoIterator<Item = (K, V)>) -> Result<String, Mistakes>
+where
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
+    config::load(file, environment).map(|config| summarise(&config))
+}
+
+/// What the worker would do, on a few lines: apps with topic, environment and key, endpoints, queues. Holds no secret.
+pub fn summarise(config: &Config) -> String {
+    let mut lines = String::new();
+    let mut line = |text: String| {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(lines, "{text}");
+    };
+    let count = config.apps.len();
+    line(format!("The configuration is right: {count} app{}.", if count == 1 { "" } else { "s" }));
+    for app in &config.apps {
+        line(format!("app {}: {}", app.name, describe_app(app, &config.apns.credentials[app.index])));
+    }
+    for environment in Environment::ALL {
+        let endpoint = config.apns.endpoint(environment);
+        line(format!("apns {}: {} port {}", environment.as_str(), endpoint.host, endpoint.port));
+    }
+    line(format!("amqp: {}", describe_uri(&config.amqp.uri)));
+    line(format!("invites from: {}, {} at once", config.amqp.invites.join(", "), config.amqp.prefetch));
+    let copies = if config.amqp.live { ", copied to ringcast.live" } else { "" };
+    line(format!("results to: {}{copies}", config.amqp.results_exchange));
+    line(format!("worker: {}", config.worker.name));
+    line(format!("admin: {}", config.admin.listen));
+    lines
+}
+
+fn describe_app(app: &App, credentials: &[Credential; 2]) -> String {
+    let [production, sandbox] = credentials;
+    let describe =
+        |credential: &Credential| format!("key {} of team {}", credential.key_id, credential.team_id);
+    let same = (&production.team_id, &production.key_id) == (&sandbox.team_id, &sandbox.key_id);
+    let keys = if same {
+        describe(production)
+    } else {
+        format!("{}, in the sandbox {}", describe(production), describe(sandbox))
+    };
+    format!("topic {}, {} unless a device says otherwise, {keys}", app.topic(), app.environment.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use p256::SecretKey;
+    use p256::pkcs8::{EncodePrivateKey as _, LineEnding};
+
+    use super::*;
+
+    fn checked(variables: &[(&str, &str)]) -> (bool, String, String) {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let right = run(None, variables.iter().copied(), &mut out, &mut err).expect("memory can be written");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (right, text(out), text(err))
+    }
+
+    #[test]
+    fn a_right_configuration_is_summed_up_without_its_secrets() {
+        let folder = std::env::temp_dir().join(format!("ringcast-check-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let key =
+            SecretKey::from_slice(&[7; 32]).expect("a scalar").to_pkcs8_pem(LineEnding::LF).expect("PEM");
+        let path = folder.join("key.p8");
+        std::fs::write(&path, key.as_bytes()).expect("a file");
+        let path = path.display().to_string();
+        let (right, out, err) = checked(&[
+            ("HOSTNAME", "ringcast-7c9f"),
+            ("RINGCAST__AMQP__URI", "amqps://me:hush@broker/calls"),
+            ("RINGCAST__APPS__ACME__BUNDLE_ID", "com.acme.voice"),
+            ("RINGCAST__APPS__ACME__AUTH__TEAM_ID", "TEAM123456"),
+            ("RINGCAST__APPS__ACME__AUTH__KEY_ID", "KEY1234567"),
+            ("RINGCAST__APPS__ACME__AUTH__KEY_FILE", &path),
+            ("RINGCAST__APPS__ACME__AUTH_SANDBOX__TEAM_ID", "TEAM123456"),
+            ("RINGCAST__APPS__ACME__AUTH_SANDBOX__KEY_ID", "KEY7654321"),
+            ("RINGCAST__APPS__ACME__AUTH_SANDBOX__KEY_FILE", &path),
+        ]);
+        std::fs::remove_dir_all(&folder).expect("a folder to remove");
+        assert!(right, "{err}");
+        assert_eq!(
+            out,
+            "The configuration is right: 1 app.\n\
+             app acme: topic com.acme.voice.voip, production unless a device says otherwise, key KEY1234567 of team TEAM123456, in the sandbox key KEY7654321 of team TEAM123456\n\
+             apns production: api.push.apple.com port 443\n\
+             apns sandbox: api.sandbox.push.apple.com port 443\n\
+             amqp: amqps://me:***@broker:5671, vhost \"calls\"\n\
+             invites from: ringcast.invites, 500 at once\n\
+             results to: ringcast.results\n\
+             worker: ringcast-7c9f\n\
+             admin: 0.0.0.0:9090\n"
+        );
+        assert_eq!(err, "");
+    }
+
+    #[test]
+    fn mistakes_go_to_the_other_side_one_line_each() {
+        let (right, out, err) = checked(&[("RINGCAST__AMQP__PREFETCH", "0"), ("RINGCAST__AMQP__LIVE", "on")]);
+        assert!(!right);
+        assert_eq!(out, "");
+        let keys: Vec<&str> = err.lines().map(|line| line.split(' ').next().unwrap_or_default()).collect();
+        assert_eq!(keys, ["amqp.live", "amqp.prefetch", "apps"]);
+    }
+}

@@ -1,0 +1,3 @@
+//! The subcommands of `ringcast`, one file each.
+
+pub mod check;
