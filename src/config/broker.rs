@@ -34,7 +34,7 @@ pub(super) fn read(reader: &mut Reader) -> amqp::Settings {
     let mut amqp = reader.section(&["amqp"]);
     let uri = read_uri(&mut amqp);
     let ca_file = amqp.text("ca_file", pem::trust_root);
-    if ca_file.is_some() && !uri.starts_with("amqps://") {
+    if ca_file.is_some() && uri.as_ref().is_some_and(|uri| !uri.starts_with("amqps://")) {
         amqp.refuse(
             "ca_file",
             "is set, but the broker's URI is amqp://, without TLS; write amqps:// there or \"\" here",
@@ -44,7 +44,8 @@ pub(super) fn read(reader: &mut Reader) -> amqp::Settings {
     amqp.not_built("client_cert_file", instead);
     amqp.not_built("client_key_file", instead);
     amqp::Settings {
-        uri,
+        // Empty only beside a mistake, and then nobody gets these settings.
+        uri: uri.unwrap_or_default(),
         ca_file,
         declare: amqp.boolean("declare"),
         invites: amqp.list("invites", check_invites),
@@ -60,8 +61,8 @@ pub(super) fn read(reader: &mut Reader) -> amqp::Settings {
     }
 }
 
-/// The URI of `uri` or of the file in `uri_file`, whichever the later layer says.
-fn read_uri(amqp: &mut Section<'_>) -> String {
+/// The URI of `uri` or of the file in `uri_file`, whichever the later layer says. `None`: a mistake was recorded.
+fn read_uri(amqp: &mut Section<'_>) -> Option<String> {
     let file = amqp.text("uri_file", |text| Ok((!text.is_empty()).then(|| PathBuf::from(text))));
     let Some(file) = file else { return amqp.secret("uri", parse_uri) };
     let layer = |origin: Origin| match origin {
@@ -81,10 +82,7 @@ fn read_uri(amqp: &mut Section<'_>) -> String {
     let content = read_file(&file, URI_BYTES_MAX).map_err(|what| format!("{shown} {what}"));
     let uri = content
         .and_then(|uri| parse_uri(uri.trim()).map_err(|what| format!("{shown}: what the file holds {what}")));
-    uri.unwrap_or_else(|what| {
-        amqp.refuse("uri_file", &what);
-        text
-    })
+    uri.map_err(|what| amqp.refuse("uri_file", &what)).ok()
 }
 
 /// Checks a broker's URI. Errors never quote it.

@@ -38,9 +38,9 @@ impl<'a> Section<'a> {
         self.read(key, TEXT, &|value| Some(parse_shown(as_text(value)?, &parse)))
     }
 
-    /// Like [`Section::text`], but the value is a secret and never shown.
-    pub(super) fn secret<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
-        self.read(key, TEXT, &|value| Some(parse(as_text(value)?)))
+    /// Like [`Section::text`], but the value is a secret and never shown. `None`: a mistake was recorded.
+    pub(super) fn secret<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        self.try_read(key, TEXT, &|value| Some(parse(as_text(value)?)))
     }
 
     /// Like [`Section::text`], for a key without a default: `None` where a mistake was recorded, or where the whole table

@@ -36,6 +36,8 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[amqp]\nuri_file = \"{folder}/none\"", "amqp.uri_file (c.toml:5): \"{folder}/none\" cannot be read: No such file or directory"),
     ("[amqp]\nuri_file = \"{folder}/key.p8\"", "amqp.uri_file (c.toml:5): \"{folder}/key.p8\": what the file holds is not a URI; give"),
     ("[amqp]\nuri = \"amqps://a:b@c/x\"\nca_file = \"{folder}/none\"", "amqp.ca_file (c.toml:6): \"{folder}/none\" cannot be read: No such file"),
+    ("[amqp]\nuri_file = \"{folder}/none\"\nca_file = \"{folder}/ca.pem\"", "amqp.uri_file (c.toml:5): \"{folder}/none\" cannot be read: No such file"),
+    ("[amqp]\nuri = \"http://a:b@c/x\"\nca_file = \"{folder}/ca.pem\"", "amqp.uri (c.toml:5): has a scheme other than amqp and amqps"),
     ("[amqp]\nca_file = \"{folder}/ca.pem\"", "amqp.ca_file (c.toml:5): is set, but the broker's URI is amqp://, without TLS"),
     ("[amqp]\nclient_cert_file = \"x\"", "amqp.client_cert_file (c.toml:5): is not built in this version; log in with the name and password"),
     ("[amqp]\nclient_key_file = \"x\"", "amqp.client_key_file (c.toml:5): is not built in this version; log in with the name and password"),
