@@ -166,9 +166,9 @@ mod tests {
         let (one, other) = (mint(&clock), mint(&clock));
         let first = one.current().unwrap();
         assert_eq!(first.issued_at % BUCKET_SECONDS, 0);
-        tokio::time::advance(Duration::from_secs(29 * 60)).await;
+        tokio::time::advance(Duration::from_mins(29)).await;
         assert_eq!(first.header, other.current().unwrap().header);
-        tokio::time::advance(Duration::from_secs(2 * 60)).await;
+        tokio::time::advance(Duration::from_mins(2)).await;
         let next = one.current().unwrap();
         assert_eq!(next.issued_at, first.issued_at + BUCKET_SECONDS);
         assert_ne!(next.header, first.header);

@@ -31,7 +31,7 @@ pub(crate) fn rules() -> Rules {
         apps: vec![Arc::new(app())],
         devices_max: 100,
         invite_bytes_max: 65_536,
-        deadline_max: Duration::from_secs(300),
+        deadline_max: Duration::from_mins(5),
     }
 }
 

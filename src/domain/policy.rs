@@ -261,6 +261,7 @@ mod tests {
     const POLICY: Policy = Policy { attempts_max: 3 };
     const LONG: Duration = Duration::from_secs(30);
 
+    #[expect(clippy::unnecessary_wraps, reason = "an attempt's result, as the policy takes it")]
     fn answer(status: u16, reason: &str) -> Result<Response, PushError> {
         Ok(Response { status, reason: Some(Reason::parse(reason)), invalid_since: None })
     }

@@ -147,7 +147,9 @@ where
                 while let Poll::Ready(Some(())) = in_flight.poll_next_unpin(cx) {
                     idle = false;
                 }
-                match connection.state.lock().then(in_flight.is_empty()) {
+                // Apart from the match, which would hold the lock to its end.
+                let then = connection.state.lock().then(in_flight.is_empty());
+                match then {
                     Then::GoOn => {}
                     Then::Drop => {
                         // A GOAWAY still goes out; a connection that is just dropped sends nothing more.

@@ -1,0 +1,271 @@
+//! Builds the parts, starts them in order and stops them in order. The only file that sees every room.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::admin::{self, Health, Readiness};
+use crate::amqp::supervisor::{self, Phase};
+use crate::amqp::Status;
+use crate::apns::{self, Apns, dial};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::domain::app::{App, Environment};
+use crate::metrics::Metrics;
+use crate::pause::{Jitter, Pause};
+use crate::worker::mailbox::{self, Outbox};
+use crate::worker::{self, Worker};
+
+/// How long the start waits for a first connection to APNs before invites are taken all the same: until then another worker
+/// that has one may ring, from then on an invite must get its outcome.
+const FIRST_CONNECTION_WAIT: Duration = Duration::from_secs(10);
+
+/// How often the start looks for that first connection.
+const FIRST_CONNECTION_LOOK: Duration = Duration::from_millis(20);
+
+/// The pause before the broker is dialled again; it doubles up to [`REDIAL_PAUSE_MAX`].
+const REDIAL_PAUSE: Duration = Duration::from_millis(200);
+const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Everything that was begun is finished, confirmed and acknowledged.
+    Done,
+    /// `worker.shutdown_grace` ran out; the broker gives what was left to somebody else.
+    GraceRanOut,
+    /// A second signal came.
+    Cut,
+}
+
+/// Why nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The admin endpoints cannot listen.
+    #[error("admin.listen: {0}")]
+    Admin(io::Error),
+    /// TLS to APNs cannot be set up.
+    #[error(transparent)]
+    Roots(#[from] dial::RootError),
+    /// The pools cannot be set up.
+    #[error(transparent)]
+    Apns(#[from] apns::SetupError),
+    /// The system gave no runtime, signal handler or pipe.
+    #[error("the process cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+impl StartError {
+    /// Whether other settings would help.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Roots(_) | Self::Apns(_))
+    }
+}
+
+/// Runs a future on the one thread that an invite's whole road takes.
+pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let output = runtime.block_on(future);
+    // What still blocks (a name lookup) must not hold the end up.
+    runtime.shutdown_background();
+    Ok(output)
+}
+
+/// `ringcast run`: the worker, until a signal.
+pub fn run(config: Config) -> Result<Ending, StartError> {
+    block_on(serve(config))?
+}
+
+/// The parts that `run`, `pipe` and the demo share: the worker and its connections to APNs.
+pub struct Core {
+    /// Handles invites.
+    pub worker: Arc<Worker<Apns>>,
+    /// The connections that it pushes on.
+    pub apns: Apns,
+}
+
+impl Core {
+    /// Builds the worker and begins to open connections to APNs. It publishes to `outbox`.
+    pub fn start(config: &Config, outbox: Outbox, metrics: &Arc<Metrics>, jitter: &Jitter) -> Result<Self, StartError> {
+        let clock = Clock::system();
+        let tls = dial::tls_config(config.apns.ca_file.as_deref())?;
+        let dials = Environment::ALL
+            .map(|environment| dial::tls_dial(config.apns.endpoint(environment).clone(), Arc::clone(&tls)));
+        let apns = Apns::new(&config.apns, &config.apps, &dials, &clock, metrics, jitter)?;
+        apns.start(&config.apps);
+        let key_ids = config.apns.credentials.iter().map(|pair| pair.each_ref().map(|one| Some(one.key_id.clone())));
+        let worker = Worker::new(
+            apns.clone(),
+            config.worker.clone(),
+            config.apps.clone(),
+            key_ids.collect(),
+            config.amqp.live,
+            usize::from(config.amqp.prefetch),
+            outbox,
+            clock,
+            Arc::clone(metrics),
+            jitter.clone(),
+        );
+        Ok(Self { worker: Arc::new(worker), apns })
+    }
+}
+
+/// The whole worker. Start: metrics and admin, not ready → keys → one connection to APNs → broker → ready. Stop, in the
+/// direction of the flow: not ready → no new invites → what was begun is finished, confirmed, acknowledged → GOAWAY →
+/// admin last.
+async fn serve(config: Config) -> Result<Ending, StartError> {
+    let mut signals = Signals::listen()?;
+    let metrics = Metrics::new();
+    let health = Health::new();
+    let (lifecycle, stage) = watch::channel("starting");
+    health.ready_when("worker", move || match *stage.borrow() {
+        "" => Readiness::ready(),
+        stage => Readiness::not_ready(stage),
+    });
+    let admin = admin::start(config.admin.clone(), Arc::clone(&metrics), health.clone()).map_err(StartError::Admin)?;
+    let heartbeat = tokio::spawn({
+        let health = health.clone();
+        async move { health.beat().await }
+    });
+
+    let jitter = Jitter::random();
+    let prefetch = usize::from(config.amqp.prefetch);
+    let (outbox, postings) = mailbox::outbox(2 * prefetch);
+    let core = Core::start(&config, outbox, &metrics, &jitter)?;
+    watch_apns(&core.apns, &config.apps, &metrics, &health);
+    tokio::select! {
+        biased;
+        () = signals.next() => {
+            core.apns.close().await;
+            admin.stop();
+            return Ok(Ending::Done);
+        }
+        () = first_connection(&core.apns) => {}
+    }
+
+    let (deliveries, delivered) = mpsc::channel(prefetch);
+    let (phase, phases) = watch::channel(Phase::Running);
+    let status = Status::new();
+    watch_broker(&status, &health);
+    let mut pause = Pause::new(REDIAL_PAUSE, REDIAL_PAUSE_MAX, jitter);
+    let broker = tokio::spawn(supervisor::run(
+        config.amqp.clone(),
+        config.worker.name.clone(),
+        deliveries,
+        postings,
+        status,
+        Arc::clone(&metrics),
+        Box::new(move |failures| {
+            if failures == 0 {
+                pause.reset();
+            }
+            pause.lengthen()
+        }),
+        phases,
+    ));
+    let (stop, stopped) = watch::channel(false);
+    let working = worker::run(Arc::clone(&core.worker), delivered, stopped);
+    lifecycle.send_replace("");
+    tracing::info!(apps = config.apps.len(), queues = ?config.amqp.invites, "the worker runs");
+
+    let stopping = async {
+        signals.next().await;
+        tracing::info!(grace_s = config.shutdown_grace.as_secs(), "the worker stops");
+        lifecycle.send_replace("draining");
+        phase.send_replace(Phase::Draining);
+        stop.send_replace(true);
+    };
+    let tail = async {
+        let ((), ()) = tokio::join!(working, stopping);
+    };
+    tokio::pin!(tail);
+    // First without a limit, until the signal; then the rest of it within the grace.
+    let mut draining = phase.subscribe();
+    tokio::select! {
+        biased;
+        () = &mut tail => {}
+        _ = draining.wait_for(|phase| *phase != Phase::Running) => {}
+    }
+    let finish = async {
+        tail.await;
+        phase.send_replace(Phase::Closing);
+        // Its failure is a panic, which the log has; there is nothing left to close then.
+        let _ = broker.await;
+        core.apns.close().await;
+    };
+    let mut second = Signals::listen()?;
+    let ending = tokio::select! {
+        biased;
+        finished = timeout(config.shutdown_grace, finish) => match finished {
+            Ok(()) => Ending::Done,
+            Err(_) => Ending::GraceRanOut,
+        },
+        () = second.next() => Ending::Cut,
+    };
+    heartbeat.abort();
+    admin.stop();
+    tracing::info!(ending = ?ending, "the worker has stopped");
+    Ok(ending)
+}
+
+/// Returns when a pool has a usable connection, or when waiting longer would keep outcomes back.
+async fn first_connection(apns: &Apns) {
+    let usable = async {
+        while !apns.states().iter().any(|pool| pool.is_usable) {
+            tokio::time::sleep(FIRST_CONNECTION_LOOK).await;
+        }
+    };
+    if timeout(FIRST_CONNECTION_WAIT, usable).await.is_err() {
+        tracing::warn!("no connection to APNs yet; invites are taken all the same, so that each gets its outcome in time");
+    }
+}
+
+/// Readiness and gauges of the pools.
+fn watch_apns(apns: &Apns, apps: &[Arc<App>], metrics: &Arc<Metrics>, health: &Health) {
+    let pools = apns.clone();
+    health.ready_when("apns", move || {
+        let states = pools.states();
+        let dead = states.iter().filter(|pool| pool.is_started && !pool.is_usable);
+        let dead: Vec<String> = dead
+            .map(|pool| format!("no usable connection to {} with key {}", pool.environment.as_str(), pool.key_id))
+            .collect();
+        if states.iter().any(|pool| pool.is_usable) {
+            dead.into_iter().fold(Readiness::ready(), Readiness::with_note)
+        } else {
+            dead.into_iter().fold(Readiness::not_ready("no usable connection to APNs"), Readiness::with_reason)
+        }
+    });
+    let (pools, apps, gauges) = (apns.clone(), apps.to_vec(), Arc::downgrade(metrics));
+    metrics.refresh_with(move || {
+        if let Some(metrics) = gauges.upgrade() {
+            pools.refresh(&apps, &metrics);
+        }
+    });
+}
+
+/// SIGTERM and SIGINT.
+pub struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// From here on, neither ends the process by itself.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Returns at the next of them.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What happens in the world of a seed: who calls whom, and what goes wrong when.
+
+use std::time::Duration;
+
+use ringcast::pause::Jitter;
+use ringcast::simulator::faults::{Action, Answer, ConnectAction, ConnectFault, Ending, Fault, GoAway, When};
+use ringcast::simulator::DeviceState;
+use serde_json::{Value, json};
+
+/// Faults come before this; then everything heals.
+pub const HEALED_AFTER: Duration = Duration::from_secs(40);
+
+/// Random numbers of one seed.
+pub struct Dice(Jitter);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(Jitter::seeded(seed))
+    }
+
+    pub fn draw(&self) -> f64 {
+        self.0.draw()
+    }
+
+    pub fn chance(&self, probability: f64) -> bool {
+        self.0.draw() < probability
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small numbers")]
+    pub fn pick(&self, below: u64) -> u64 {
+        (self.0.draw() * below as f64) as u64
+    }
+
+    pub fn millis(&self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from + self.pick(to - from))
+    }
+}
+
+/// One message to publish.
+pub struct Message {
+    pub at: Duration,
+    pub message_id: Option<String>,
+    pub body: Vec<u8>,
+}
+
+/// Something that goes wrong at an instant.
+pub enum Event {
+    /// A fault of Apple's, for requests.
+    Apple(Fault),
+    /// A fault of Apple's, for new connections.
+    Connect(ConnectFault),
+    /// Apple heals.
+    AppleHeals,
+    /// The connection to the broker is lost.
+    CutBroker,
+    /// Results have no queue, or have one again.
+    Bound(bool),
+    /// The worker is killed and another one starts.
+    Kill,
+    /// The worker is stopped in good order and another one starts.
+    Replace,
+}
+
+/// Everything that a seed decides in advance.
+pub struct Plan {
+    pub messages: Vec<Message>,
+    pub events: Vec<(Duration, Event)>,
+    pub devices: Vec<(String, DeviceState)>,
+    pub prefetch: usize,
+    pub connections: usize,
+    pub one_stream_first: bool,
+    pub max_streams: u32,
+    pub expiration_max: Duration,
+    /// How likely the broker refuses a result.
+    pub nack_probability: f64,
+}
+
+/// The token of device `number`; what it is like stands in its last digit.
+pub fn token(number: u64) -> String {
+    format!("{number:064x}")
+}
+
+pub fn plan(seed: u64, started_at: i64) -> Plan {
+    let dice = Dice::new(seed ^ 0x5eed);
+    let devices: Vec<_> = (0..40).filter_map(|number| Some((token(number), device_state(number, started_at)?))).collect();
+    let mut messages = Vec::new();
+    for call in 0..15 + dice.pick(30) {
+        let at = dice.millis(0, 30_000);
+        let message_id = dice.chance(0.8).then(|| format!("m-{call}"));
+        let body = invite(&dice, call, at, started_at);
+        if dice.chance(0.1) {
+            let again = at + dice.millis(0, 3_000);
+            messages.push(Message { at: again, message_id: message_id.clone(), body: body.clone() });
+        }
+        messages.push(Message { at, message_id, body });
+    }
+    messages.sort_by_key(|message| message.at);
+    let mut events = Vec::new();
+    for _ in 0..dice.pick(10) {
+        events.push((dice.millis(0, 35_000), event(&dice)));
+    }
+    if dice.chance(0.3) {
+        let from = dice.millis(0, 25_000);
+        events.push((from, Event::Bound(false)));
+        events.push((from + dice.millis(500, 10_000), Event::Bound(true)));
+    }
+    events.sort_by_key(|(at, _)| *at);
+    Plan {
+        messages,
+        events,
+        devices,
+        prefetch: 1 + usize::try_from(dice.pick(16)).unwrap_or(1),
+        connections: 1 + usize::try_from(dice.pick(3)).unwrap_or(1),
+        one_stream_first: dice.chance(0.5),
+        max_streams: 1 + u32::try_from(dice.pick(8)).unwrap_or(1),
+        expiration_max: if dice.chance(0.3) { dice.millis(0, 20_000) } else { Duration::ZERO },
+        nack_probability: if dice.chance(0.2) { 0.2 } else { 0.0 },
+    }
+}
+
+fn device_state(number: u64, started_at: i64) -> Option<DeviceState> {
+    let since_ms = u64::try_from(started_at - 60_000).unwrap_or(0);
+    match number % 10 {
+        1 => Some(DeviceState::Unregistered { since_ms }),
+        2 => Some(DeviceState::Unknown),
+        3 if number == 3 => Some(DeviceState::Throttled),
+        _ => None,
+    }
+}
+
+fn invite(dice: &Dice, call: u64, at: Duration, started_at: i64) -> Vec<u8> {
+    if dice.chance(0.05) {
+        return format!("no invite {call}").into_bytes();
+    }
+    let published = started_at + i64::try_from(at.as_millis()).unwrap_or(0);
+    let ring_for = if dice.chance(0.15) { -1_000 } else { i64::try_from(dice.pick(30_000)).unwrap_or(0) };
+    let devices: Vec<Value> = (0..1 + dice.pick(4))
+        .map(|_| {
+            let number = dice.pick(40);
+            let mut device = json!({ "token": token(number) });
+            if number % 10 == 1 && dice.chance(0.3) {
+                device["registered_at"] = json!(instant(started_at));
+            }
+            if dice.chance(0.02) {
+                device["token"] = json!("odd");
+            }
+            device
+        })
+        .collect();
+    json!({
+        "call_id": format!("00000000-0000-4000-8000-{call:012x}"),
+        "app": "acme",
+        "deadline": instant(published + ring_for),
+        "devices": devices,
+    })
+    .to_string()
+    .into_bytes()
+}
+
+fn instant(unix_ms: i64) -> String {
+    ringcast::domain::timestamp::Timestamp::from_unix_ms(unix_ms).to_string()
+}
+
+fn event(dice: &Dice) -> Event {
+    let some = When { probability: 0.1 + 0.6 * dice.draw(), count: Some(1 + dice.pick(20)), ..When::default() };
+    let processed = dice.chance(0.5);
+    match dice.pick(14) {
+        0 => Event::Apple(Fault::latency(dice.millis(0, 100), dice.millis(100, 12_000)).when(some)),
+        1 => Event::Apple(Fault::answer(503, "ServiceUnavailable").when(some)),
+        2 => Event::Apple(Fault::answer(500, "InternalServerError").when(some)),
+        3 => Event::Apple(Fault::answer(403, "ExpiredProviderToken").when(some)),
+        4 => Event::Apple(Fault::new(Action::Answer(Answer { body: Some("<html>".into()), ..Answer::new(418, "") })).when(some)),
+        5 => Event::Apple(Fault::reset(h2::Reason::REFUSED_STREAM, false).when(some)),
+        6 => Event::Apple(Fault::reset(h2::Reason::INTERNAL_ERROR, processed).when(some)),
+        7 => Event::Apple(Fault::silence(processed).when(some)),
+        8 => Event::Apple(Fault::close(processed).when(When { count: Some(2), ..some })),
+        9 => {
+            let then = if dice.chance(0.5) { Ending::Drain } else { Ending::Close };
+            let go_away = GoAway { reason: Some("Shutdown".into()), serve_this: processed, then, ..GoAway::default() };
+            Event::Apple(Fault::go_away(go_away).when(When { count: Some(3), ..some }))
+        }
+        10 => {
+            let action = match dice.pick(3) {
+                0 => ConnectAction::Refuse,
+                1 => ConnectAction::Silence,
+                _ => ConnectAction::GoAway { reason: "BadCertificateEnvironment".into() },
+            };
+            Event::Connect(ConnectFault { when: When { count: Some(4), ..When::default() }, action })
+        }
+        11 => Event::CutBroker,
+        12 => {
+            if dice.chance(0.5) {
+                Event::Kill
+            } else {
+                Event::Replace
+            }
+        }
+        _ => Event::AppleHeals,
+    }
+}

@@ -1,0 +1,432 @@
+//! The world of one seed: everything real but the network and the broker.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use ringcast::apns::dial::{BoxedIo, Dial, DialError};
+use ringcast::apns::{self, Apns, Credential, Endpoint};
+use ringcast::clock::Clock;
+use ringcast::domain::app::{App, Environment, PayloadKeys};
+use ringcast::metrics::Metrics;
+use ringcast::pause::Jitter;
+use ringcast::simulator::{Options, Record, Simulator, VerifyingKey};
+use ringcast::worker::mailbox::{Posting, Route, outbox};
+use ringcast::worker::{self, Worker};
+use tokio::io::DuplexStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::broker::{Broker, Happening, Message, Order};
+use crate::plan::{self, Event, HEALED_AFTER, Plan};
+
+/// 2026-11-21T09:30:00Z.
+const STARTED_AT: i64 = 1_795_253_400_000;
+
+/// How long one attempt may stay unanswered here.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long after the healing everything must be drained.
+const DRAINED_WITHIN: Duration = Duration::from_secs(120);
+
+/// Bytes in flight on one pipe.
+const PIPE_BYTES: usize = 64 * 1024;
+
+/// What happened in one world.
+pub struct History {
+    pub messages: Vec<Message>,
+    pub happenings: Vec<Happening>,
+    pub records: Vec<Record>,
+    /// Whether everything was drained in time after the healing.
+    pub drained: bool,
+    /// Whether the last worker stopped in time.
+    pub stopped: bool,
+    /// Ended handlers that must not have.
+    pub panics: bool,
+}
+
+impl History {
+    /// Everything that must be the same when the seed runs again.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for happening in &self.happenings {
+            let line = match happening {
+                Happening::Delivered { at, identity, redelivered } => {
+                    format!("{at:?} delivered {identity:?} redelivered={redelivered}")
+                }
+                Happening::Stored { at, publication } => {
+                    format!("{at:?} stored {:?} {}", publication.route, String::from_utf8_lossy(&publication.body))
+                }
+                Happening::Confirmed { at, message_id } => format!("{at:?} confirmed {message_id}"),
+                Happening::Settled { at, identity, settlement } => format!("{at:?} {settlement:?} {identity:?}"),
+                Happening::Cut { at } => format!("{at:?} cut"),
+            };
+            let _ = writeln!(text, "{line}");
+        }
+        for record in &self.records {
+            let _ = writeln!(text, "{record:?}");
+        }
+        text
+    }
+}
+
+/// Sums over many worlds, so that a simulation in which nothing happens does not pass.
+#[derive(Debug, Default)]
+pub struct Totals {
+    invites: usize,
+    requests: usize,
+    rung: usize,
+    redelivered: usize,
+    cuts: usize,
+    outcomes: usize,
+    results: std::collections::BTreeMap<String, usize>,
+}
+
+impl Totals {
+    pub fn add(&mut self, history: &History) {
+        self.invites += history.messages.len();
+        self.requests += history.records.len();
+        self.rung += history.records.iter().filter(|record| record.processed).count();
+        for happening in &history.happenings {
+            match happening {
+                Happening::Delivered { redelivered, .. } => self.redelivered += usize::from(*redelivered),
+                Happening::Cut { .. } => self.cuts += 1,
+                Happening::Stored { publication, .. } => {
+                    if let Route::Results(key) = &publication.route
+                        && key.starts_with("outcome.")
+                    {
+                        self.outcomes += 1;
+                        let outcome: serde_json::Value = serde_json::from_slice(&publication.body).expect("JSON");
+                        for device in outcome["devices"].as_array().into_iter().flatten() {
+                            let result = device["result"].as_str().unwrap_or("?").to_owned();
+                            *self.results.entry(result).or_default() += 1;
+                        }
+                    }
+                }
+                Happening::Settled { .. } | Happening::Confirmed { .. } => {}
+            }
+        }
+    }
+
+    pub fn assert_that_something_happened(&self) {
+        for result in
+            ["accepted", "invalid_token", "suspect_token", "rejected", "throttled", "expired", "failed", "unknown", "duplicate"]
+        {
+            assert!(self.results.get(result).copied().unwrap_or(0) > 10, "hardly any device was {result}: {self:?}");
+        }
+        assert!(self.redelivered > 100 && self.cuts > 500 && self.rung > 5_000, "too quiet: {self:?}");
+    }
+}
+
+/// Runs the world of a seed from its start until it is drained.
+pub fn run(seed: u64) -> History {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime").block_on(live(seed))
+}
+
+async fn live(seed: u64) -> History {
+    let plan = plan::plan(seed, STARTED_AT);
+    let clock = Clock::simulated(STARTED_AT);
+    let started = Instant::now();
+    let world = World::new(seed, plan, clock);
+    let mut running = world.start_worker(0);
+    let mut generation = 0;
+
+    let mut messages = Vec::new();
+    let mut next_message = 0;
+    let mut next_event = 0;
+    loop {
+        let message_at = world.plan.messages.get(next_message).map(|message| message.at);
+        let event_at = world.plan.events.get(next_event).map(|(at, _)| *at);
+        let Some(at) = [message_at, event_at].into_iter().flatten().min() else { break };
+        sleep_until(started + at).await;
+        if message_at == Some(at) {
+            let planned = &world.plan.messages[next_message];
+            next_message += 1;
+            let message = Message {
+                message_id: planned.message_id.clone(),
+                body: planned.body.clone().into(),
+                redelivered: false,
+            };
+            messages.push(message.clone());
+            world.broker.publish(message);
+            continue;
+        }
+        match &world.plan.events[next_event].1 {
+            Event::Apple(fault) => {
+                world.simulator.faults().add(fault.clone());
+            }
+            Event::Connect(fault) => {
+                world.simulator.faults().add_connect(fault.clone());
+            }
+            Event::AppleHeals => world.simulator.heal(),
+            Event::CutBroker => running.cut(),
+            Event::Bound(bound) => world.broker.bind(*bound),
+            Event::Kill => {
+                running.kill().await;
+                generation += 1;
+                running = world.start_worker(generation);
+            }
+            Event::Replace => {
+                running.stop().await;
+                generation += 1;
+                running = world.start_worker(generation);
+            }
+        }
+        next_event += 1;
+    }
+    sleep_until(started + HEALED_AFTER).await;
+    world.simulator.heal();
+    world.broker.bind(true);
+    let drained = timeout(DRAINED_WITHIN, async {
+        while !world.broker.is_empty() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let drained = drained.await.is_ok();
+    let panics = running.metrics.render().contains("ringcast_handler_panics_total 1");
+    let stopped = timeout(Duration::from_secs(60), running.stop()).await.is_ok();
+    History {
+        messages,
+        happenings: world.broker.happenings(),
+        records: world.simulator.journal().records(),
+        drained,
+        stopped,
+        panics,
+    }
+}
+
+struct World {
+    seed: u64,
+    plan: Plan,
+    clock: Clock,
+    broker: Broker,
+    simulator: Simulator,
+    key: p256::SecretKey,
+}
+
+impl World {
+    fn new(seed: u64, plan: Plan, clock: Clock) -> Self {
+        let key = p256::SecretKey::from_slice(&[7; 32]).expect("a scalar");
+        let point = p256::ecdsa::VerifyingKey::from(p256::ecdsa::SigningKey::from(&key)).to_encoded_point(false);
+        let verifying_key = VerifyingKey::from_sec1(point.as_bytes()).expect("a point");
+        let wall = clock.clone();
+        let options = Options {
+            seed,
+            max_concurrent_streams: plan.max_streams,
+            one_stream_first: plan.one_stream_first,
+            clock: Arc::new(move || u64::try_from(wall.unix_ms()).unwrap_or(0)),
+            ..Options::new(verifying_key)
+        };
+        let simulator = Simulator::new(options).expect("no file, no failure");
+        for (token, state) in &plan.devices {
+            simulator.devices().set(token, state.clone());
+        }
+        let broker = Broker::new(seed, plan.nack_probability);
+        Self { seed, plan, clock, broker, simulator, key }
+    }
+
+    /// One worker process, with everything that is its own.
+    fn start_worker(&self, generation: u64) -> Running {
+        let jitter = Jitter::seeded(self.seed.wrapping_mul(31).wrapping_add(generation));
+        let metrics = Metrics::new();
+        let app = Arc::new(App {
+            index: 0,
+            name: "acme".into(),
+            bundle_id: "com.acme.voice".into(),
+            environment: Environment::Production,
+            expiration_max: self.plan.expiration_max,
+            payload: PayloadKeys {
+                call_id: "callUUID".into(),
+                handle: "handle".into(),
+                name: "callerName".into(),
+                has_video: "hasVideo".into(),
+                deadline: "expiresAt".into(),
+                opaque: false,
+            },
+        });
+        let apps = vec![app];
+        let credential = || Credential {
+            team_id: "TEAM123456".into(),
+            key_id: "KEY1234567".into(),
+            key: self.key.clone(),
+        };
+        let endpoint = || Endpoint { host: "apns.test".into(), port: 443 };
+        let settings = apns::Settings {
+            endpoints: [endpoint(), endpoint()],
+            ca_file: None,
+            connections: self.plan.connections,
+            request_timeout: REQUEST_TIMEOUT,
+            credentials: vec![[credential(), credential()]],
+        };
+        let power = Arc::new(AtomicBool::new(true));
+        let dial = self.dial(&power);
+        let dials = [Arc::clone(&dial), dial];
+        let apns = Apns::new(&settings, &apps, &dials, &self.clock, &metrics, &jitter).expect("sound settings");
+        apns.start(&apps);
+        let settings = worker::Settings {
+            name: format!("worker-{generation}"),
+            devices_max: 100,
+            invite_bytes_max: 65_536,
+            deadline_max: Duration::from_secs(300),
+            ring_time_min: Duration::ZERO,
+            attempts_max: 3,
+            answer_grace: Duration::from_secs(1),
+        };
+        let prefetch = self.plan.prefetch;
+        let (outbox, postings) = outbox(2 * prefetch);
+        let key_ids = vec![[Some("KEY1234567".into()), Some("KEY1234567".into())]];
+        let worker = Worker::new(
+            apns.clone(), settings, apps, key_ids, false, prefetch, outbox, self.clock.clone(), Arc::clone(&metrics), jitter,
+        );
+        let (deliveries, delivered) = mpsc::channel(prefetch);
+        let (stop, stopped) = watch::channel(false);
+        let working = tokio::spawn(worker::run(Arc::new(worker), delivered, stopped));
+        let (order, orders) = watch::channel(Order::Run);
+        let broker = tokio::spawn(connect(self.broker.clone(), prefetch, deliveries, postings, orders));
+        Running { apns, working, stop, broker, order, power, metrics }
+    }
+
+    /// A dialler whose connections are pipes to the simulator. They break when the power goes.
+    fn dial(&self, power: &Arc<AtomicBool>) -> Dial {
+        let (simulator, power) = (self.simulator.clone(), Arc::clone(power));
+        let count = Arc::new(AtomicU64::new(0));
+        Arc::new(move || {
+            let (simulator, power) = (simulator.clone(), Arc::clone(&power));
+            count.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async move {
+                if !power.load(Ordering::Relaxed) {
+                    return Err(DialError::Network("no power".into()));
+                }
+                let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+                tokio::spawn(async move { simulator.serve(theirs).await });
+                Ok(Box::new(Plug { pipe: ours, power }) as BoxedIo)
+            })
+        })
+    }
+}
+
+/// Connects to the broker again and again, as the supervisor does, until it is told to end for good.
+async fn connect(
+    broker: Broker,
+    prefetch: usize,
+    deliveries: mpsc::Sender<ringcast::worker::mailbox::Delivery>,
+    mut postings: mpsc::Receiver<Posting>,
+    order: watch::Receiver<Order>,
+) {
+    while order.has_changed().is_ok() {
+        broker.session(prefetch, &deliveries, &mut postings, order.clone()).await;
+        sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// One worker process while it runs.
+struct Running {
+    apns: Apns,
+    working: JoinHandle<()>,
+    stop: watch::Sender<bool>,
+    broker: JoinHandle<()>,
+    order: watch::Sender<Order>,
+    power: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
+}
+
+impl Running {
+    /// The connection to the broker is lost; the next one follows.
+    fn cut(&self) {
+        self.order.send_replace(Order::Cut);
+        let order = self.order.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(100)).await;
+            order.send_if_modified(|order| {
+                let cut = *order == Order::Cut;
+                if cut {
+                    *order = Order::Run;
+                }
+                cut
+            });
+        });
+    }
+
+    /// `kill -9`: nothing is finished, nothing is said.
+    async fn kill(self) {
+        self.order.send_replace(Order::Cut);
+        self.power.store(false, Ordering::Relaxed);
+        self.working.abort();
+        // It was aborted: there is nothing to learn from it.
+        let _ = self.working.await;
+        drop(self.order);
+        // The broker sees the connection go, and that is all it sees.
+        let _ = self.broker.await;
+        self.apns.close().await;
+    }
+
+    /// SIGTERM: what was begun is finished.
+    async fn stop(self) {
+        self.order.send_replace(Order::Drain);
+        self.stop.send_replace(true);
+        self.working.await.expect("the worker ends well");
+        // Acks are on their way: they are settled before the connection is closed.
+        tokio::task::yield_now().await;
+        sleep(Duration::from_millis(1)).await;
+        self.order.send_replace(Order::Cut);
+        drop(self.order);
+        // The session's end is the end of its task.
+        let _ = self.broker.await;
+        self.apns.close().await;
+    }
+}
+
+/// A pipe with a plug to pull.
+struct Plug {
+    pipe: DuplexStream,
+    power: Arc<AtomicBool>,
+}
+
+impl Plug {
+    fn check(&self) -> std::io::Result<()> {
+        if self.power.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err(std::io::ErrorKind::ConnectionReset.into())
+        }
+    }
+}
+
+impl tokio::io::AsyncRead for Plug {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        self.check()?;
+        std::pin::Pin::new(&mut self.pipe).poll_read(cx, buffer)
+    }
+}
+
+impl tokio::io::AsyncWrite for Plug {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        self.check()?;
+        std::pin::Pin::new(&mut self.pipe).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.pipe).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.pipe).poll_shutdown(cx)
+    }
+}
