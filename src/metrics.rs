@@ -41,6 +41,7 @@ pub struct Metrics {
     amqp_blocked: IntGauge,
     amqp_unsettled: IntGauge,
     amqp_publishes: IntCounterVec,
+    amqp_missing: IntGaugeVec,
     unknown_fields: IntCounter,
     clock_skew: Gauge,
     handler_panics: IntCounter,
@@ -150,6 +151,11 @@ impl Metrics {
                 "ringcast_amqp_publishes_total",
                 "Results published, by what became of them: `confirmed`, `returned`, `nacked`, `lost`.",
                 &["result"],
+            ),
+            amqp_missing: declare.gauges(
+                "ringcast_amqp_missing",
+                "1 while a queue or exchange of the topology, by name, is missing from the broker, as far as the last check saw.",
+                &["name"],
             ),
             unknown_fields: declare.counter(
                 "ringcast_unknown_fields_total",
@@ -281,6 +287,11 @@ impl Metrics {
     /// A publication's fate: `confirmed`, `returned`, `nacked`, `lost`.
     pub fn amqp_publish(&self, result: &str) {
         self.amqp_publishes.with_label_values(&[result]).inc();
+    }
+
+    /// A queue or exchange of the topology is missing, or is not any more. `name`: a configured or fixed name.
+    pub fn amqp_missing(&self, name: &str, missing: bool) {
+        self.amqp_missing.with_label_values(&[name]).set(i64::from(missing));
     }
 
     /// An invite held this many fields that the contract does not name.

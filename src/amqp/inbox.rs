@@ -1,0 +1,357 @@
+//! One invites queue: consumes, hands deliveries to the worker, and settles them.
+//!
+//! One task does both, because acks from several tasks overtake each other and kill the channel. The worker's receipts
+//! report through a channel that this task owns: once the task has ended, every receipt still out says that it is not
+//! live any more, and the broker gives those messages to somebody else.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::Delivery as Message;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Acker, BasicProperties, Channel, Consumer};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::describe::describe;
+use super::dial::Link;
+use super::limit::ask;
+use super::settlement::Unsettled;
+use super::{Error, Phase};
+use crate::metrics::Metrics;
+use crate::worker::mailbox::{Delivery, Properties, Receipt, Settlement};
+
+/// Bytes of a header that is carried on, at most: a `traceparent` has 55, a `tracestate` 512 (W3C Trace Context).
+const HEADER_MAX: usize = 512;
+
+/// A consumer that has begun, on a channel of its own.
+pub(super) struct Inbox {
+    queue: String,
+    prefetch: u16,
+    channel: Channel,
+    consumer: Consumer,
+}
+
+impl Inbox {
+    /// Begins to consume from `queue`, with at most `prefetch` deliveries unsettled.
+    pub(super) async fn open(link: &Link, queue: &str, prefetch: u16) -> Result<Self, Error> {
+        let channel = link.channel().await?;
+        // Per consumer: quorum queues close the connection over a global one.
+        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
+        ask("setting the prefetch", qos).await.map_err(Error::Lost)?;
+        let consume = channel.basic_consume(
+            queue.into(),
+            "ringcast".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = ask(&format!("consuming from queue {queue}"), consume).await.map_err(Error::Lost)?;
+        Ok(Self { queue: queue.to_owned(), prefetch, channel, consumer })
+    }
+
+    /// Hands on and settles until [`Phase::Closing`] (then `Ok`) or until the channel is of no use any more.
+    pub(super) async fn serve(
+        self,
+        deliveries: Option<mpsc::Sender<Delivery>>,
+        mut phase: watch::Receiver<Phase>,
+        metrics: Arc<Metrics>,
+    ) -> Result<(), Error> {
+        // As many as can be unsettled: a receipt never waits.
+        let (reporter, mut settlements) = mpsc::channel(usize::from(self.prefetch) + 1);
+        let mut reports = Vec::new();
+        let mut serving = Serving {
+            queue: self.queue,
+            channel: self.channel,
+            consumer: self.consumer,
+            consumed: false,
+            deliveries,
+            reporter,
+            unsettled: Unsettled::new(),
+            waiting: VecDeque::new(),
+            refusals: Vec::new(),
+            gauge: Gauge { metrics, shown: 0 },
+        };
+        loop {
+            match super::supervisor::phase_of(&phase) {
+                Phase::Running => {}
+                Phase::Draining => serving.drain().await?,
+                Phase::Closing => break,
+            }
+            let overdue = serving.unsettled.next_overdue();
+            tokio::select! {
+                biased;
+                // An error is a sender that is gone, which the loop's head sees as the end.
+                _ = phase.changed() => {}
+                // Never zero: `serving` keeps a sender.
+                _ = settlements.recv_many(&mut reports, usize::from(u16::MAX)) => {}
+                item = serving.consumer.next(), if !serving.consumed => serving.take(item)?,
+                () = room(serving.deliveries.as_ref()), if !serving.waiting.is_empty() => {}
+                () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => {}
+            }
+            serving.take_all_ready()?;
+            serving.hand_on()?;
+            serving.settle(&mut reports).await?;
+        }
+        // The worker has settled everything that it will settle.
+        settlements.close();
+        while let Ok(report) = settlements.try_recv() {
+            reports.push(report);
+        }
+        serving.give_back_waiting();
+        serving.settle(&mut reports).await
+    }
+}
+
+/// The state of [`Inbox::serve`].
+struct Serving {
+    queue: String,
+    channel: Channel,
+    consumer: Consumer,
+    /// The consumer was cancelled by us and its stream has ended: it must not be polled again.
+    consumed: bool,
+    /// `None` once draining.
+    deliveries: Option<mpsc::Sender<Delivery>>,
+    reporter: mpsc::Sender<(u64, Settlement)>,
+    unsettled: Unsettled<Acker>,
+    /// Consumed and not handed on yet, oldest first.
+    waiting: VecDeque<Message>,
+    /// Taken out of `unsettled`, to be told to the broker next.
+    refusals: Vec<(Acker, Settlement)>,
+    gauge: Gauge,
+}
+
+impl Serving {
+    fn take(&mut self, item: Option<lapin::Result<Message>>) -> Result<(), Error> {
+        match item {
+            Some(Ok(message)) => {
+                let (tag, acker) = (message.delivery_tag, message.acker.clone());
+                self.unsettled.deliver(tag, acker).map_err(|_| {
+                    Error::Lost(format!("queue {} delivered under a tag out of order: {tag}", self.queue))
+                })?;
+                self.waiting.push_back(message);
+                if self.deliveries.is_none() {
+                    self.give_back_waiting();
+                }
+                Ok(())
+            }
+            Some(Err(error)) => {
+                Err(Error::Lost(format!("consuming from queue {} ended: {}", self.queue, describe(&error))))
+            }
+            None if self.deliveries.is_none() => {
+                self.consumed = true;
+                Ok(())
+            }
+            None => Err(Error::Lost(format!(
+                "the broker cancelled consuming from queue {}: it was deleted, or its leader has moved",
+                self.queue
+            ))),
+        }
+    }
+
+    fn take_all_ready(&mut self) -> Result<(), Error> {
+        while !self.consumed
+            && let Some(item) = self.consumer.next().now_or_never()
+        {
+            self.take(item)?;
+        }
+        Ok(())
+    }
+
+    fn hand_on(&mut self) -> Result<(), Error> {
+        let Some(deliveries) = &self.deliveries else { return Ok(()) };
+        while let Some(message) = self.waiting.front() {
+            if !message.acker.usable() {
+                // The channel is gone and the broker gives these to somebody else. The consumer will say why.
+                self.waiting.clear();
+                return Ok(());
+            }
+            match deliveries.try_reserve() {
+                Ok(permit) => {
+                    let message = self.waiting.pop_front().expect("its front was just looked at");
+                    permit.send(Delivery {
+                        properties: properties(&message.properties),
+                        redelivered: message.redelivered,
+                        receipt: Receipt::new(message.delivery_tag, self.reporter.clone()),
+                        body: Bytes::from(message.data),
+                    });
+                }
+                Err(mpsc::error::TrySendError::Full(())) => return Ok(()),
+                Err(mpsc::error::TrySendError::Closed(())) => {
+                    return Err(Error::Lost("the worker takes no deliveries any more".to_owned()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops consuming, once. What still comes out of the stream goes back to the queue.
+    async fn drain(&mut self) -> Result<(), Error> {
+        if self.deliveries.take().is_none() {
+            return Ok(());
+        }
+        let cancel = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+        ask(&format!("cancelling the consumer of queue {}", self.queue), cancel).await.map_err(Error::Lost)?;
+        self.give_back_waiting();
+        self.take_all_ready()?;
+        self.settle(&mut Vec::new()).await
+    }
+
+    fn give_back_waiting(&mut self) {
+        let now = Instant::now();
+        for message in self.waiting.drain(..) {
+            self.refusals.extend(self.unsettled.report(message.delivery_tag, Settlement::GiveBack, now));
+        }
+    }
+
+    /// Tells the broker all that can be told now. Everything before the `multiple` ack is written before it.
+    async fn settle(&mut self, reports: &mut Vec<(u64, Settlement)>) -> Result<(), Error> {
+        let now = Instant::now();
+        for (tag, settlement) in reports.drain(..) {
+            self.refusals.extend(self.unsettled.report(tag, settlement, now));
+        }
+        let overdue = self.unsettled.take_overdue(now).into_iter().map(|acker| (acker, Settlement::Ack));
+        let singly: Vec<_> = self.refusals.drain(..).chain(overdue).collect();
+        if !singly.is_empty() {
+            self.told(try_join_all(singly.iter().map(|(acker, settlement)| tell(acker, *settlement)))).await?;
+        }
+        if let Some(acker) = self.unsettled.take_prefix() {
+            let prefix = acker.ack(BasicAckOptions { multiple: true });
+            self.told(async { prefix.await.map(|told| vec![told]) }).await?;
+        }
+        self.gauge.show(self.unsettled.open());
+        Ok(())
+    }
+
+    async fn told(&self, telling: impl Future<Output = lapin::Result<Vec<bool>>>) -> Result<(), Error> {
+        let told = ask(&format!("settling deliveries of queue {}", self.queue), telling).await.map_err(Error::Lost)?;
+        // The library's word for "not told: the channel is gone".
+        if told.contains(&false) {
+            return Err(Error::Lost(format!("the channel of queue {} is closed", self.queue)));
+        }
+        Ok(())
+    }
+}
+
+/// Returns when the worker has room for a delivery, or is gone.
+async fn room(deliveries: Option<&mpsc::Sender<Delivery>>) {
+    match deliveries {
+        Some(deliveries) => drop(deliveries.reserve().await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn tell(acker: &Acker, settlement: Settlement) -> lapin::Result<bool> {
+    match settlement {
+        Settlement::Ack => acker.ack(BasicAckOptions::default()).await,
+        Settlement::Reject => acker.reject(BasicRejectOptions { requeue: false }).await,
+        Settlement::Requeue => acker.reject(BasicRejectOptions { requeue: true }).await,
+        Settlement::GiveBack => acker.nack(BasicNackOptions { multiple: false, requeue: true }).await,
+    }
+}
+
+/// This channel's part of the gauge of unsettled deliveries; taken out of it again whenever and however it ends.
+struct Gauge {
+    metrics: Arc<Metrics>,
+    shown: i64,
+}
+
+impl Gauge {
+    fn show(&mut self, unsettled: usize) {
+        let unsettled = i64::try_from(unsettled).unwrap_or(i64::MAX);
+        if unsettled != self.shown {
+            self.metrics.amqp_unsettled(unsettled - self.shown);
+            self.shown = unsettled;
+        }
+    }
+}
+
+impl Drop for Gauge {
+    fn drop(&mut self) {
+        self.show(0);
+    }
+}
+
+fn properties(from: &BasicProperties) -> Properties {
+    let text = |value: &Option<ShortString>| {
+        value.as_ref().map(ShortString::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    let header = |name: &str| from.headers().as_ref()?.inner().get(name).and_then(header_text);
+    Properties {
+        message_id: text(from.message_id()),
+        correlation_id: text(from.correlation_id()),
+        reply_to: text(from.reply_to()),
+        content_encoding: text(from.content_encoding()),
+        traceparent: header("traceparent"),
+        tracestate: header("tracestate"),
+    }
+}
+
+/// A header as text; `None` where it is no text, empty, too long, or not printable ASCII.
+fn header_text(value: &AMQPValue) -> Option<String> {
+    let bytes = match value {
+        AMQPValue::LongString(text) => text.as_bytes(),
+        AMQPValue::ShortString(text) => text.as_str().as_bytes(),
+        _ => return None,
+    };
+    let printable = bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    let fits = (1..=HEADER_MAX).contains(&bytes.len());
+    (printable && fits).then(|| String::from_utf8_lossy(bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_headers(headers: &[(&str, AMQPValue)]) -> BasicProperties {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert((*name).into(), value.clone());
+        }
+        BasicProperties::default().with_headers(table)
+    }
+
+    #[test]
+    fn properties_are_read_and_empty_ones_are_absent() {
+        let from = with_headers(&[
+            ("traceparent", AMQPValue::LongString("00-0af7-b7ad-01".into())),
+            ("tracestate", AMQPValue::ShortString("a=b".into())),
+        ])
+        .with_message_id("m".into())
+        .with_correlation_id("c".into())
+        .with_reply_to("r".into())
+        .with_content_encoding("gzip".into());
+        let expected = Properties {
+            message_id: Some("m".into()),
+            correlation_id: Some("c".into()),
+            reply_to: Some("r".into()),
+            content_encoding: Some("gzip".into()),
+            traceparent: Some("00-0af7-b7ad-01".into()),
+            tracestate: Some("a=b".into()),
+        };
+        assert_eq!(properties(&from), expected);
+        let empty = BasicProperties::default().with_message_id("".into()).with_content_encoding("".into());
+        assert_eq!(properties(&empty), Properties::default());
+    }
+
+    #[test]
+    fn odd_headers_are_ignored() {
+        let long = "x".repeat(HEADER_MAX + 1);
+        for odd in [
+            AMQPValue::LongInt(7),
+            AMQPValue::Void,
+            AMQPValue::LongString("".into()),
+            AMQPValue::LongString(long.into()),
+            AMQPValue::LongString("a\nb".into()),
+            AMQPValue::LongString(vec![0xff, 0xfe].into()),
+        ] {
+            let from = with_headers(&[("traceparent", odd.clone())]);
+            assert_eq!(properties(&from), Properties::default(), "{odd:?}");
+        }
+    }
+}

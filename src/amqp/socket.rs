@@ -1,0 +1,196 @@
+//! The stream under an AMQP connection: plain or TLS, ours, with a kill switch.
+//!
+//! The client library runs one thread a connection, and that thread ends only when its socket does. A peer that accepts
+//! and then says nothing would keep it, its 8 MiB and the socket for ever, and a connection that the broker blocks cannot
+//! even be closed. So the stream is ours: once its [`KillSwitch`] is fired, every read and write fails, and the thread
+//! ends. The library is handed a stream that is connected already and, for `amqps`, encrypted already; it has no way to
+//! dial by itself, and so no way to fall back to plain text.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_compat::Compat;
+use async_rs::Tokio;
+use async_rs::traits::{Executor, Reactor, RuntimeKit};
+use async_rs::util::Task;
+use futures_io::{AsyncRead, AsyncWrite};
+use futures_util::Stream;
+use futures_util::task::AtomicWaker;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+/// Ends a [`Socket`] from outside. Clones fire the same one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KillSwitch(Arc<Switch>);
+
+#[derive(Debug, Default)]
+struct Switch {
+    fired: AtomicBool,
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+}
+
+impl KillSwitch {
+    /// From now on every read and write fails, also those that wait.
+    pub(super) fn fire(&self) {
+        self.0.fired.store(true, Ordering::SeqCst);
+        self.0.reader.wake();
+        self.0.writer.wake();
+    }
+
+    /// Fails when fired; else the task is woken when it is.
+    fn check(&self, waker: &AtomicWaker, context: &Context<'_>) -> io::Result<()> {
+        waker.register(context.waker());
+        if self.0.fired.load(Ordering::SeqCst) {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was given up"));
+        }
+        Ok(())
+    }
+}
+
+/// What carries the bytes.
+pub(super) enum Carrier {
+    /// `amqp`.
+    Plain(Compat<TcpStream>),
+    /// `amqps`.
+    Tls(Box<Compat<TlsStream<TcpStream>>>),
+}
+
+/// A connected stream with its kill switch, in the shape that the client library reads and writes.
+pub(super) struct Socket {
+    carrier: Carrier,
+    kill: KillSwitch,
+}
+
+impl Socket {
+    pub(super) fn new(carrier: Carrier, kill: KillSwitch) -> Self {
+        Self { carrier, kill }
+    }
+
+    fn reading(&mut self, context: &Context<'_>) -> io::Result<Pin<&mut (dyn AsyncRead + Unpin)>> {
+        self.kill.check(&self.kill.0.reader, context)?;
+        Ok(match &mut self.carrier {
+            Carrier::Plain(stream) => Pin::new(stream),
+            Carrier::Tls(stream) => Pin::new(stream.as_mut()),
+        })
+    }
+
+    fn writing(&mut self, context: &Context<'_>) -> io::Result<Pin<&mut (dyn AsyncWrite + Unpin)>> {
+        self.kill.check(&self.kill.0.writer, context)?;
+        Ok(match &mut self.carrier {
+            Carrier::Plain(stream) => Pin::new(stream),
+            Carrier::Tls(stream) => Pin::new(stream.as_mut()),
+        })
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.reading(context)?.poll_read(context, buffer)
+    }
+
+    fn poll_read_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &mut [io::IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.reading(context)?.poll_read_vectored(context, buffers)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.writing(context)?.poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.writing(context)?.poll_write_vectored(context, buffers)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.writing(context)?.poll_flush(context)
+    }
+
+    /// One try and no wait: the library awaits this on its thread, without a limit, after AMQP's own goodbye.
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Ok(stream) = self.writing(context) {
+            let _ = stream.poll_close(context);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Tokio for the client library, with [`Socket`] as its streams. Tasks and timers run on the runtime that made it.
+#[derive(Clone, Debug)]
+pub(super) struct Kit(Tokio);
+
+impl Kit {
+    /// Bound to the runtime of the caller.
+    pub(super) fn current() -> Self {
+        Self(Tokio::current())
+    }
+}
+
+impl RuntimeKit for Kit {}
+
+impl Executor for Kit {
+    type Task<T: Send + 'static> = <Tokio as Executor>::Task<T>;
+
+    fn block_on<T, F: Future<Output = T>>(&self, future: F) -> T {
+        self.0.block_on(future)
+    }
+
+    fn spawn<T: Send + 'static, F: Future<Output = T> + Send + 'static>(&self, future: F) -> Task<Self::Task<T>> {
+        self.0.spawn(future)
+    }
+
+    fn spawn_blocking<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
+        &self,
+        work: F,
+    ) -> Task<Self::Task<T>> {
+        self.0.spawn_blocking(work)
+    }
+}
+
+const NEVER_DIALS: &str = "connections are made before the client library gets them";
+
+impl Reactor for Kit {
+    type TcpStream = Socket;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    // The trait asks for one bound more, by a type that has no name outside of its crate.
+    fn register<H: Read + Write + Send + 'static>(
+        &self,
+        _socket: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        Err::<Socket, _>(io::Error::other(NEVER_DIALS))
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.0.sleep(duration)
+    }
+
+    fn interval(&self, period: Duration) -> impl Stream<Item = std::time::Instant> + Send + 'static {
+        self.0.interval(period)
+    }
+
+    fn tcp_connect_addr(
+        &self,
+        _address: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
+        async { Err(io::Error::other(NEVER_DIALS)) }
+    }
+}

@@ -1,0 +1,395 @@
+//! Keeps a session with the broker, whatever happens to it, and stops it in order.
+//!
+//! A session ends as a whole: when a connection or channel is closed, a queue deleted, a confirm overdue. Everything is
+//! then built anew after a pause. What was posted and not taken yet stays for the next session.
+//!
+//! Stopping, by the phase that the application sets: [`Phase::Draining`] cancels the consumers, gives back what was not
+//! handed on, and drops the sender of deliveries, so that the worker sees their end; settling and publishing go on, through
+//! lost sessions too. [`Phase::Closing`], set once the worker has finished, settles and publishes what is left, within
+//! limits, and [`run`] returns.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt};
+use lapin::Event;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::describe::describe;
+use super::dial::{Dialer, Link};
+use super::inbox::Inbox;
+use super::limit::GOODBYE;
+use super::outbox::Outbox;
+use super::topology::{Presence, Thing, Topology};
+use super::{Error, Phase, Settings, Status};
+use crate::metrics::Metrics;
+use crate::worker::mailbox::{Delivery, Posting};
+
+/// A session that lived this long was a good one: the next pause is the shortest again.
+const STEADY: Duration = Duration::from_secs(30);
+/// Roles of the two connections, in names and in metrics.
+const ROLES: [&str; 2] = ["consume", "publish"];
+
+/// How long to wait before an attempt: the argument counts the failures in a row, from 0.
+pub type Pause = Box<dyn FnMut(u32) -> Duration + Send>;
+
+/// What [`run`] works with.
+pub struct Supervisor {
+    /// From the configuration.
+    pub settings: Settings,
+    /// The worker's name; the broker lists the connections as `ringcast consume NAME` and `ringcast publish NAME`.
+    pub worker_name: String,
+    /// Where deliveries go. Its capacity counts on top of the work that the worker has begun, within the prefetch.
+    pub deliveries: mpsc::Sender<Delivery>,
+    /// Where publications come from.
+    pub postings: mpsc::Receiver<Posting>,
+    /// What readiness reads.
+    pub status: Status,
+    /// The families `ringcast_amqp_…`.
+    pub metrics: Arc<Metrics>,
+    /// How far the stop has come.
+    pub phase: watch::Receiver<Phase>,
+    /// Backoff with jitter.
+    pub pause: Pause,
+    /// The wall clock in Unix seconds, for AMQP's `timestamp`.
+    pub unix_seconds: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
+
+impl std::fmt::Debug for Supervisor {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Supervisor").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Holds a session until [`Phase::Closing`], and then says goodbye.
+pub async fn run(supervisor: Supervisor) {
+    let Supervisor { settings, worker_name, deliveries, postings, status, metrics, phase, pause, unix_seconds } =
+        supervisor;
+    let keeper = Keeper {
+        topology: Topology::of(&settings),
+        settings,
+        worker_name,
+        deliveries: Some(deliveries),
+        postings,
+        status,
+        metrics,
+        phase,
+        unix_seconds,
+        diary: Diary::default(),
+    };
+    keeper.keep(pause).await;
+}
+
+/// The phase now; a sender that is gone means the last one.
+pub(super) fn phase_of(phase: &watch::Receiver<Phase>) -> Phase {
+    if phase.has_changed().is_err() { Phase::Closing } else { *phase.borrow() }
+}
+
+async fn closing(phase: &mut watch::Receiver<Phase>) {
+    // An error is a sender that is gone: closing, too.
+    let _ = phase.wait_for(|phase| *phase == Phase::Closing).await;
+}
+
+struct Keeper {
+    settings: Settings,
+    topology: Topology,
+    worker_name: String,
+    /// `None` from [`Phase::Draining`] on.
+    deliveries: Option<mpsc::Sender<Delivery>>,
+    postings: mpsc::Receiver<Posting>,
+    status: Status,
+    metrics: Arc<Metrics>,
+    phase: watch::Receiver<Phase>,
+    unix_seconds: Arc<dyn Fn() -> u64 + Send + Sync>,
+    diary: Diary,
+}
+
+impl Keeper {
+    async fn keep(mut self, mut pause: Pause) {
+        for role in ROLES {
+            self.metrics.amqp_connected(role, false);
+        }
+        let mut failures = 0;
+        while phase_of(&self.phase) != Phase::Closing {
+            let began = Instant::now();
+            let Err(error) = self.session().await else { break };
+            self.note_phase();
+            if self.deliveries.is_some() {
+                self.status.not_consuming(&error.to_string());
+            }
+            self.diary.lost(&error);
+            if began.elapsed() >= STEADY {
+                failures = 0;
+            }
+            self.rest(pause(failures)).await;
+            failures = failures.saturating_add(1);
+        }
+        self.status.not_consuming("stopped");
+    }
+
+    /// Waits, but not into [`Phase::Closing`].
+    async fn rest(&mut self, pause: Duration) {
+        let mut pause = std::pin::pin!(sleep(pause));
+        while phase_of(&self.phase) != Phase::Closing {
+            tokio::select! {
+                biased;
+                _ = self.phase.changed() => self.note_phase(),
+                () = &mut pause => return,
+            }
+        }
+    }
+
+    /// From [`Phase::Draining`] on nothing is handed on: the worker sees the end of deliveries.
+    fn note_phase(&mut self) {
+        if phase_of(&self.phase) != Phase::Running && self.deliveries.take().is_some() {
+            self.status.not_consuming("the worker is stopping");
+        }
+    }
+
+    /// Builds a session and serves it. `Ok` only in [`Phase::Closing`].
+    async fn session(&mut self) -> Result<(), Error> {
+        let mut stop = self.phase.clone();
+        let (consume, publish) = tokio::select! {
+            biased;
+            () = closing(&mut stop) => return Ok(()),
+            links = self.connect() => links?,
+        };
+        let ended = self.serve(&consume, &publish).await;
+        for role in ROLES {
+            self.metrics.amqp_connected(role, false);
+        }
+        self.metrics.amqp_blocked(false);
+        if ended.is_ok() {
+            tokio::join!(consume.close(), publish.close());
+        }
+        ended
+    }
+
+    async fn connect(&self) -> Result<(Link, Link), Error> {
+        let dialer = Dialer::new(&self.settings).await?;
+        let [consume, publish] = ROLES.map(|role| format!("ringcast {role} {}", self.worker_name));
+        tokio::try_join!(biased; dialer.dial(&consume), dialer.dial(&publish))
+    }
+
+    async fn serve(&mut self, consume: &Link, publish: &Link) -> Result<(), Error> {
+        // Listeners hear only what comes after them.
+        let mut events = [listen(consume), listen(publish)];
+        let mut stop = self.phase.clone();
+        let (inboxes, outbox) = tokio::select! {
+            biased;
+            () = closing(&mut stop) => return Ok(()),
+            opened = self.open(consume, publish) => opened?,
+        };
+        self.note_phase();
+        for role in ROLES {
+            self.metrics.amqp_connected(role, true);
+        }
+        self.diary.recovered(consume.endpoint(), self.deliveries.is_some());
+        let signs = Signs { status: self.status.clone(), metrics: Arc::clone(&self.metrics) };
+        signs.usable(self.deliveries.is_some());
+
+        let mut inboxes: FuturesUnordered<_> = inboxes
+            .into_iter()
+            .map(|inbox| inbox.serve(self.deliveries.clone(), self.phase.clone(), Arc::clone(&self.metrics)))
+            .collect();
+        let mut outbox = std::pin::pin!(outbox.serve(&mut self.postings, self.phase.clone()));
+        let mut published = false;
+        let mut goodbye = std::pin::pin!(closing_overdue(self.phase.clone()));
+        let [heard_consuming, heard_publishing] = &mut events;
+        loop {
+            if published && inboxes.is_empty() && phase_of(&self.phase) == Phase::Closing {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                event = heard_consuming.next() => signs.read(event, self.deliveries.is_some())?,
+                event = heard_publishing.next() => signs.read(event, self.deliveries.is_some())?,
+                _ = stop.changed(), if self.deliveries.is_some() => {
+                    if phase_of(&self.phase) != Phase::Running && self.deliveries.take().is_some() {
+                        self.status.not_consuming("the worker is stopping");
+                    }
+                }
+                Some(ended) = inboxes.next(), if !inboxes.is_empty() => ended?,
+                ended = &mut outbox, if !published => {
+                    ended?;
+                    published = true;
+                }
+                () = &mut goodbye => return Ok(()),
+            }
+        }
+    }
+
+    async fn open<'a>(&mut self, consume: &Link, publish: &'a Link) -> Result<(Vec<Inbox>, Outbox<'a>), Error> {
+        if self.settings.declare {
+            self.topology.declare(publish).await?;
+        }
+        let presence = self.topology.check(publish).await?;
+        self.report(&presence);
+        if !presence.needed.is_empty() {
+            return Err(Error::Missing(presence.needed));
+        }
+        let exchange = &self.settings.results_exchange;
+        let (metrics, unix_seconds) = (Arc::clone(&self.metrics), Arc::clone(&self.unix_seconds));
+        let outbox = Outbox::open(publish, exchange, metrics, unix_seconds).await?;
+        let mut inboxes = Vec::new();
+        if phase_of(&self.phase) == Phase::Running {
+            let prefetch = share(self.settings.prefetch, self.settings.invites.len());
+            for queue in &self.settings.invites {
+                inboxes.push(Inbox::open(consume, queue, prefetch).await?);
+            }
+        }
+        Ok((inboxes, outbox))
+    }
+
+    fn report(&mut self, presence: &Presence) {
+        for thing in &presence.there {
+            self.metrics.amqp_missing(thing.name(), false);
+        }
+        // After those that are there: an exchange and a queue may share a name, and one missing is enough.
+        for thing in presence.needed.iter().chain(&presence.optional) {
+            self.metrics.amqp_missing(thing.name(), true);
+        }
+        self.diary.optional(&presence.optional);
+    }
+}
+
+/// The prefetch of each of `queues` consumers, so that together they keep to `prefetch`.
+fn share(prefetch: u16, queues: usize) -> u16 {
+    (prefetch / u16::try_from(queues.max(1)).unwrap_or(u16::MAX)).max(1)
+}
+
+/// Returns when [`Phase::Closing`] has lasted longer than what is left to settle and publish may take.
+async fn closing_overdue(mut phase: watch::Receiver<Phase>) {
+    closing(&mut phase).await;
+    sleep(GOODBYE).await;
+}
+
+type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
+
+fn listen(link: &Link) -> Events {
+    Box::pin(link.connection().events_listener())
+}
+
+/// Shows what the broker says about a connection.
+struct Signs {
+    status: Status,
+    metrics: Arc<Metrics>,
+}
+
+impl Signs {
+    fn read(&self, event: Option<Event>, consuming: bool) -> Result<(), Error> {
+        match event {
+            Some(Event::ConnectionBlocked(reason)) => {
+                tracing::warn!(amqp.reason = %reason, "the broker takes no publications for now");
+                self.metrics.amqp_blocked(true);
+                if consuming {
+                    self.status.blocked(&format!("the broker takes no publications: {reason}"));
+                }
+                Ok(())
+            }
+            Some(Event::ConnectionUnblocked) => {
+                tracing::info!("the broker takes publications again");
+                self.usable(consuming);
+                Ok(())
+            }
+            Some(Event::Error(error)) => Err(Error::Lost(format!("the broker closed: {}", describe(&error)))),
+            Some(_) => Ok(()),
+            None => Err(Error::Lost("the connection is gone".to_owned())),
+        }
+    }
+
+    fn usable(&self, consuming: bool) {
+        self.metrics.amqp_blocked(false);
+        if consuming {
+            self.status.consuming();
+        }
+    }
+}
+
+/// Logs each loss once with its reason, each recovery once.
+#[derive(Default)]
+struct Diary {
+    lost: Option<(String, Instant, u32)>,
+    optional: Vec<Thing>,
+}
+
+impl Diary {
+    fn lost(&mut self, error: &Error) {
+        let text = error.to_string();
+        match &mut self.lost {
+            Some((told, _, attempts)) if *told == text => {
+                *attempts += 1;
+                tracing::debug!(amqp.reason = %text, amqp.attempts = *attempts, "still no session with the broker");
+            }
+            lost => {
+                tracing::warn!(amqp.reason = %text, "no session with the broker; trying again until there is one");
+                let (since, attempts) = lost.as_ref().map_or((Instant::now(), 0), |(_, since, count)| (*since, *count));
+                *lost = Some((text, since, attempts + 1));
+            }
+        }
+    }
+
+    fn recovered(&mut self, endpoint: &str, consuming: bool) {
+        let (attempts, seconds) =
+            self.lost.take().map_or((0, 0.0), |(_, since, attempts)| (attempts, since.elapsed().as_secs_f64()));
+        tracing::info!(
+            amqp.endpoint = endpoint,
+            amqp.failures = attempts,
+            amqp.away_seconds = seconds,
+            amqp.consuming = consuming,
+            "in session with the broker"
+        );
+    }
+
+    fn optional(&mut self, missing: &[Thing]) {
+        if missing != self.optional {
+            for thing in missing {
+                tracing::warn!(amqp.missing = %thing, "the broker lacks something that the worker can do without");
+            }
+            self.optional = missing.to_vec();
+        }
+    }
+}
+
+/// Declares the whole topology over a connection of its own.
+pub async fn declare(settings: &Settings) -> Result<(), Error> {
+    let link = Dialer::new(settings).await?.dial("ringcast topology").await?;
+    let declared = Topology::of(settings).declare(&link).await;
+    // The goodbye has a limit of its own; this one is for the sum.
+    let _ = timeout(GOODBYE, link.close()).await;
+    declared
+}
+
+/// Connects and checks the whole topology passively, over a connection of its own.
+pub async fn check(settings: &Settings) -> Result<Presence, Error> {
+    let link = Dialer::new(settings).await?.dial("ringcast check").await?;
+    let presence = Topology::of(settings).check(&link).await;
+    let _ = timeout(GOODBYE, link.close()).await;
+    presence
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_share_the_prefetch() {
+        assert_eq!(share(500, 1), 500);
+        assert_eq!(share(500, 3), 166);
+        assert_eq!(share(1, 3), 1);
+        assert_eq!(share(7, 0), 7);
+    }
+
+    #[test]
+    fn a_phase_whose_sender_is_gone_is_the_last() {
+        let (sender, receiver) = watch::channel(Phase::Running);
+        assert_eq!(phase_of(&receiver), Phase::Running);
+        sender.send_replace(Phase::Draining);
+        assert_eq!(phase_of(&receiver), Phase::Draining);
+        drop(sender);
+        assert_eq!(phase_of(&receiver), Phase::Closing);
+    }
+}
