@@ -9,10 +9,14 @@ pub(super) fn describe(error: &lapin::Error) -> String {
         ErrorKind::ProtocolError(error) => error.get_message().as_str().to_owned(),
         ErrorKind::IOError(error) => error.to_string(),
         ErrorKind::MissingHeartbeatError => "the broker has been silent for two heartbeats".to_owned(),
-        ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidChannel(_) => "the channel is closed".to_owned(),
+        ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidChannel(_) => {
+            "the channel is closed".to_owned()
+        }
         ErrorKind::InvalidConnectionState(_) => "the connection is closed".to_owned(),
         // The parser's text holds the bytes that it could not read.
-        ErrorKind::ParsingError(_) => "the broker sent something that cannot be read as AMQP 0-9-1".to_owned(),
+        ErrorKind::ParsingError(_) => {
+            "the broker sent something that cannot be read as AMQP 0-9-1".to_owned()
+        }
         _ => error.to_string(),
     }
 }

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 
 use super::describe::{describe, reply_code};
 use super::limit::{GOODBYE, ask, is_answer};
-use super::socket::{Carrier, Kit, KillSwitch, Socket};
+use super::socket::{Carrier, KillSwitch, Kit, Socket};
 use super::uri::Endpoint;
 use super::{Error, Settings};
 
@@ -70,10 +70,13 @@ impl Dialer {
         // Without it a small frame may wait for the answer to the one before.
         stream.set_nodelay(true).map_err(|error| self.unreachable(error.to_string()))?;
         let Some(tls) = &self.tls else { return Ok(Carrier::Plain(stream.compat())) };
-        let name = ServerName::try_from(endpoint.host().to_owned())
-            .map_err(|_| Error::Configuration("amqp.uri is wrong: its host cannot stand in a certificate".to_owned()))?;
+        let name = ServerName::try_from(endpoint.host().to_owned()).map_err(|_| {
+            Error::Configuration("amqp.uri is wrong: its host cannot stand in a certificate".to_owned())
+        })?;
         let stream = tls.connect(name, stream).await.map_err(|error| {
-            self.unreachable(format!("no TLS: {error} (is this the port for amqps, and is its CA in amqp.ca_file?)"))
+            self.unreachable(format!(
+                "no TLS: {error} (is this the port for amqps, and is its CA in amqp.ca_file?)"
+            ))
         })?;
         Ok(Carrier::Tls(Box::new(stream.compat())))
     }
@@ -84,7 +87,9 @@ impl Dialer {
             mute_this_thread();
             let socket = handed_over.lock().take();
             // Asked again, the library has lost the first stream: this dial is over.
-            socket.map(AsyncTcpStream::Plain).ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset).into())
+            socket
+                .map(AsyncTcpStream::Plain)
+                .ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset).into())
         };
         let properties = ConnectionProperties::default()
             .with_connection_name(name.into())
@@ -98,14 +103,18 @@ impl Dialer {
     fn refusal(&self, error: &lapin::Error) -> Error {
         let said = describe(error);
         let reason = match reply_code(error) {
-            Some(403) => format!("{said} (check the user and the password, and the user's rights to the virtual host)"),
+            Some(403) => {
+                format!("{said} (check the user and the password, and the user's rights to the virtual host)")
+            }
             Some(530) => format!("{said} (check the virtual host at the end of the URI)"),
             _ => said,
         };
         if is_answer(error) {
             Error::Refused { endpoint: self.endpoint.to_string(), reason }
         } else if matches!(error.kind(), ErrorKind::ParsingError(_)) {
-            self.unreachable("what answers there is no AMQP broker (or it speaks TLS: then write amqps)".to_owned())
+            self.unreachable(
+                "what answers there is no AMQP broker (or it speaks TLS: then write amqps)".to_owned(),
+            )
         } else {
             self.unreachable(reason)
         }
@@ -181,9 +190,9 @@ async fn connect(host: &str, port: u16, until: Instant) -> io::Result<TcpStream>
 
 /// Which certificates to believe. Reads files, so it runs where blocking is allowed.
 async fn trust(ca_file: Option<PathBuf>) -> Result<ClientConfig, Error> {
-    tokio::task::spawn_blocking(move || read_trust(ca_file.as_deref()))
-        .await
-        .unwrap_or_else(|died| Err(Error::Configuration(format!("the trusted certificates cannot be read: {died}"))))
+    tokio::task::spawn_blocking(move || read_trust(ca_file.as_deref())).await.unwrap_or_else(|died| {
+        Err(Error::Configuration(format!("the trusted certificates cannot be read: {died}")))
+    })
 }
 
 fn read_trust(ca_file: Option<&Path>) -> Result<ClientConfig, Error> {
@@ -198,7 +207,9 @@ fn read_trust(ca_file: Option<&Path>) -> Result<ClientConfig, Error> {
             return Err(wrong("holds no certificate".to_owned()));
         }
         for certificate in certificates {
-            roots.add(certificate).map_err(|error| wrong(format!("holds a certificate that is none: {error}")))?;
+            roots
+                .add(certificate)
+                .map_err(|error| wrong(format!("holds a certificate that is none: {error}")))?;
         }
     }
     if roots.is_empty() {
@@ -237,7 +248,9 @@ mod tests {
     fn io_threads() -> usize {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
         tasks
-            .filter(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().starts_with("lapin-io"))
+            .filter(|task| {
+                std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().starts_with("lapin-io")
+            })
             .count()
     }
 
@@ -247,7 +260,8 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             listener.local_addr().unwrap().port()
         };
-        let dialer = Dialer::new(&settings(format!("amqp://u:hunter2@127.0.0.1:{port}/v"), None)).await.unwrap();
+        let dialer =
+            Dialer::new(&settings(format!("amqp://u:hunter2@127.0.0.1:{port}/v"), None)).await.unwrap();
         let error = dialer.dial("test").await.err().unwrap();
         assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
         assert!(error.is_unavailable() && !error.to_string().contains("hunter2"), "{error}");
@@ -272,7 +286,8 @@ mod tests {
                 held.push(stream);
             }
         });
-        let mut dialer = Dialer::new(&settings(format!("amqp://u:p@127.0.0.1:{port}/v"), None)).await.unwrap();
+        let mut dialer =
+            Dialer::new(&settings(format!("amqp://u:p@127.0.0.1:{port}/v"), None)).await.unwrap();
         dialer.limit = Duration::from_millis(300);
         let began = Instant::now();
         let dials = futures_util::future::join_all((0..5).map(|_| dialer.dial("test"))).await;
@@ -302,13 +317,20 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("ringcast-dial-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let ca_file = folder.join("ca.pem");
-        let pem = p256::pkcs8::der::pem::encode_string("CERTIFICATE", p256::pkcs8::LineEnding::LF, certificate.cert.der());
+        let pem = p256::pkcs8::der::pem::encode_string(
+            "CERTIFICATE",
+            p256::pkcs8::LineEnding::LF,
+            certificate.cert.der(),
+        );
         std::fs::write(&ca_file, pem.unwrap()).unwrap();
         let uri = format!("amqps://u:hunter2@localhost:{port}/v");
         let dialer = Dialer::new(&settings(uri, Some(ca_file))).await.unwrap();
         let error = dialer.dial("test").await.err().unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
-        assert!(matches!(&error, Error::Unreachable { reason, .. } if reason.starts_with("no TLS")), "{error:?}");
+        assert!(
+            matches!(&error, Error::Unreachable { reason, .. } if reason.starts_with("no TLS")),
+            "{error:?}"
+        );
         let bytes = first_bytes.await.unwrap();
         assert_eq!(bytes[0], 22, "a TLS handshake record and not an AMQP header: {bytes:?}");
     }

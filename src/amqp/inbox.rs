@@ -12,18 +12,20 @@ use futures_util::future::try_join_all;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as Message;
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+    BasicRejectOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Acker, BasicProperties, Channel, Consumer};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::Error;
 use super::describe::describe;
 use super::dial::Link;
 use super::limit::ask;
 use super::settlement::Unsettled;
-use super::{Error, Phase};
+use super::supervisor::{Phase, phase_of};
 use crate::metrics::Metrics;
 use crate::worker::mailbox::{Delivery, Properties, Receipt, Settlement};
 
@@ -78,7 +80,7 @@ impl Inbox {
             gauge: Gauge { metrics, shown: 0 },
         };
         loop {
-            match super::supervisor::phase_of(&phase) {
+            match phase_of(&phase) {
                 Phase::Running => {}
                 Phase::Draining => serving.drain().await?,
                 Phase::Closing => break,
@@ -196,7 +198,9 @@ impl Serving {
             return Ok(());
         }
         let cancel = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
-        ask(&format!("cancelling the consumer of queue {}", self.queue), cancel).await.map_err(Error::Lost)?;
+        ask(&format!("cancelling the consumer of queue {}", self.queue), cancel)
+            .await
+            .map_err(Error::Lost)?;
         self.give_back_waiting();
         self.take_all_ready()?;
         self.settle(&mut Vec::new()).await
@@ -218,7 +222,8 @@ impl Serving {
         let overdue = self.unsettled.take_overdue(now).into_iter().map(|acker| (acker, Settlement::Ack));
         let singly: Vec<_> = self.refusals.drain(..).chain(overdue).collect();
         if !singly.is_empty() {
-            self.told(try_join_all(singly.iter().map(|(acker, settlement)| tell(acker, *settlement)))).await?;
+            self.told(try_join_all(singly.iter().map(|(acker, settlement)| tell(acker, *settlement))))
+                .await?;
         }
         if let Some(acker) = self.unsettled.take_prefix() {
             let prefix = acker.ack(BasicAckOptions { multiple: true });
@@ -229,7 +234,9 @@ impl Serving {
     }
 
     async fn told(&self, telling: impl Future<Output = lapin::Result<Vec<bool>>>) -> Result<(), Error> {
-        let told = ask(&format!("settling deliveries of queue {}", self.queue), telling).await.map_err(Error::Lost)?;
+        let told = ask(&format!("settling deliveries of queue {}", self.queue), telling)
+            .await
+            .map_err(Error::Lost)?;
         // The library's word for "not told: the channel is gone".
         if told.contains(&false) {
             return Err(Error::Lost(format!("the channel of queue {} is closed", self.queue)));

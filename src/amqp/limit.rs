@@ -21,7 +21,10 @@ const LOOKS: u32 = 20;
 pub(super) struct Overdue;
 
 /// One request to the broker, under [`ANSWER`]. The error is for people; `doing` completes "… failed: …".
-pub(super) async fn ask<T>(doing: &str, request: impl Future<Output = lapin::Result<T>>) -> Result<T, String> {
+pub(super) async fn ask<T>(
+    doing: &str,
+    request: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, String> {
     match timeout(ANSWER, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(format!("{doing} failed: {}", describe(&error))),

@@ -22,8 +22,8 @@ mod uri;
 use std::path::PathBuf;
 
 pub use status::{State, Status};
-pub use supervisor::{Supervisor, run};
-pub use uri::check_uri;
+pub use supervisor::{Phase, Supervisor};
+pub use uri::{Login, check_uri, login};
 
 /// What the AMQP rooms are told by the configuration.
 #[derive(Clone)]
@@ -58,18 +58,6 @@ impl std::fmt::Debug for Settings {
             .field("prefetch", &self.prefetch)
             .finish()
     }
-}
-
-/// How far the worker's stop has come. It only moves forward; a sender that is gone means [`Phase::Closing`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Consume, settle, publish.
-    #[default]
-    Running,
-    /// Take nothing new and give back what was not started; still settle and publish.
-    Draining,
-    /// Everything is settled: close.
-    Closing,
 }
 
 /// Why the broker cannot be used. Each text is a sentence for an operator, and none holds a password.

@@ -18,12 +18,13 @@ use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::Error;
 use super::describe::describe;
 use super::dial::Link;
 use super::fate::{Answer, Returned, fates};
 use super::limit::{ANSWER, ask, patiently};
+use super::supervisor::{Phase, phase_of};
 use super::topology::LIVE;
-use super::{Error, Phase};
 use crate::metrics::Metrics;
 use crate::worker::mailbox::{Posting, Publication, PublishError, Route};
 
@@ -84,7 +85,7 @@ impl<'a> Outbox<'a> {
         let mut taken = Vec::with_capacity(BATCH);
         let (mut closing, mut exhausted) = (false, false);
         loop {
-            if !closing && super::supervisor::phase_of(&phase) == Phase::Closing {
+            if !closing && phase_of(&phase) == Phase::Closing {
                 closing = true;
                 postings.close();
             }
@@ -176,8 +177,9 @@ impl<'a> Outbox<'a> {
                         let properties = self.properties(publication, TRANSIENT);
                         let options = BasicPublishOptions::default();
                         // An error closes the channel, which the next copy sees.
-                        let _ =
-                            copies.basic_publish(exchange.into(), key, options, &publication.body, properties).await;
+                        let _ = copies
+                            .basic_publish(exchange.into(), key, options, &publication.body, properties)
+                            .await;
                     }
                     Ok(())
                 };
@@ -204,7 +206,11 @@ impl<'a> Outbox<'a> {
         Ok(Some(&lane.copies))
     }
 
-    async fn within<T>(&self, doing: &str, request: impl Future<Output = lapin::Result<T>>) -> Result<T, Error> {
+    async fn within<T>(
+        &self,
+        doing: &str,
+        request: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, Error> {
         let blocked = || self.link.connection().status().blocked();
         match patiently(ANSWER, blocked, request).await {
             Ok(Ok(done)) => Ok(done),

@@ -61,7 +61,12 @@ impl<A> Unsettled<A> {
 
     /// The worker settled a delivery. What is not an ack comes back, to be told to the broker now. A tag that is not in
     /// the worker's hands is ignored.
-    pub(super) fn report(&mut self, tag: u64, settlement: Settlement, now: Instant) -> Option<(A, Settlement)> {
+    pub(super) fn report(
+        &mut self,
+        tag: u64,
+        settlement: Settlement,
+        now: Instant,
+    ) -> Option<(A, Settlement)> {
         let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
         let slot = self.slots.get_mut(index)?;
         match std::mem::replace(slot, Slot::Taken) {
@@ -162,7 +167,12 @@ mod tests {
     }
 
     /// One round of the settler.
-    fn settle(unsettled: &mut Unsettled<u64>, broker: &mut Broker, refusals: &mut Vec<(u64, Settlement)>, now: Instant) {
+    fn settle(
+        unsettled: &mut Unsettled<u64>,
+        broker: &mut Broker,
+        refusals: &mut Vec<(u64, Settlement)>,
+        now: Instant,
+    ) {
         for (tag, _) in refusals.drain(..) {
             broker.refuse(tag);
         }

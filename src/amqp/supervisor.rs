@@ -24,7 +24,7 @@ use super::inbox::Inbox;
 use super::limit::GOODBYE;
 use super::outbox::Outbox;
 use super::topology::{Presence, Thing, Topology};
-use super::{Error, Phase, Settings, Status};
+use super::{Error, Settings, Status};
 use crate::metrics::Metrics;
 use crate::worker::mailbox::{Delivery, Posting};
 
@@ -32,6 +32,18 @@ use crate::worker::mailbox::{Delivery, Posting};
 const STEADY: Duration = Duration::from_secs(30);
 /// Roles of the two connections, in names and in metrics.
 const ROLES: [&str; 2] = ["consume", "publish"];
+
+/// How far the worker's stop has come. It only moves forward; a sender that is gone means [`Phase::Closing`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Consume, settle, publish.
+    #[default]
+    Running,
+    /// Take nothing new and give back what was not started; still settle and publish.
+    Draining,
+    /// Everything is settled: close.
+    Closing,
+}
 
 /// How long to wait before an attempt: the argument counts the failures in a row, from 0.
 pub type Pause = Box<dyn FnMut(u32) -> Duration + Send>;
@@ -66,8 +78,17 @@ impl std::fmt::Debug for Supervisor {
 
 /// Holds a session until [`Phase::Closing`], and then says goodbye.
 pub async fn run(supervisor: Supervisor) {
-    let Supervisor { settings, worker_name, deliveries, postings, status, metrics, phase, pause, unix_seconds } =
-        supervisor;
+    let Supervisor {
+        settings,
+        worker_name,
+        deliveries,
+        postings,
+        status,
+        metrics,
+        phase,
+        pause,
+        unix_seconds,
+    } = supervisor;
     let keeper = Keeper {
         topology: Topology::of(&settings),
         settings,
@@ -222,7 +243,11 @@ impl Keeper {
         }
     }
 
-    async fn open<'a>(&mut self, consume: &Link, publish: &'a Link) -> Result<(Vec<Inbox>, Outbox<'a>), Error> {
+    async fn open<'a>(
+        &mut self,
+        consume: &Link,
+        publish: &'a Link,
+    ) -> Result<(Vec<Inbox>, Outbox<'a>), Error> {
         if self.settings.declare {
             self.topology.declare(publish).await?;
         }
@@ -326,15 +351,18 @@ impl Diary {
             }
             lost => {
                 tracing::warn!(amqp.reason = %text, "no session with the broker; trying again until there is one");
-                let (since, attempts) = lost.as_ref().map_or((Instant::now(), 0), |(_, since, count)| (*since, *count));
+                let (since, attempts) =
+                    lost.as_ref().map_or((Instant::now(), 0), |(_, since, count)| (*since, *count));
                 *lost = Some((text, since, attempts + 1));
             }
         }
     }
 
     fn recovered(&mut self, endpoint: &str, consuming: bool) {
-        let (attempts, seconds) =
-            self.lost.take().map_or((0, 0.0), |(_, since, attempts)| (attempts, since.elapsed().as_secs_f64()));
+        let (attempts, seconds) = self
+            .lost
+            .take()
+            .map_or((0, 0.0), |(_, since, attempts)| (attempts, since.elapsed().as_secs_f64()));
         tracing::info!(
             amqp.endpoint = endpoint,
             amqp.failures = attempts,

@@ -151,7 +151,8 @@ impl Topology {
             ("x-overflow", Text("reject-publish")),
         ];
         let with = |more: &[(&'static str, Value)]| [&[quorum], &dead_lettering[..], more].concat();
-        let queue = |name: &str, arguments: Arguments, needed| Queue { name: name.to_owned(), arguments, needed };
+        let queue =
+            |name: &str, arguments: Arguments, needed| Queue { name: name.to_owned(), arguments, needed };
         let results = &settings.results_exchange;
 
         let mut queues: Vec<_> = settings
@@ -180,8 +181,12 @@ impl Topology {
             // Plain `all` ignores keys that begin with `x-`, and would let every death through.
             arguments: vec![("x-match", Text("all-with-x")), ("x-first-death-reason", Text(reason))],
         };
-        let routed =
-            |exchange: &str, key, queue| Binding { exchange: exchange.to_owned(), queue, key, arguments: vec![] };
+        let routed = |exchange: &str, key, queue| Binding {
+            exchange: exchange.to_owned(),
+            queue,
+            key,
+            arguments: vec![],
+        };
         Self {
             exchanges: vec![
                 exchange(DEAD, Kind::Headers, true),
@@ -292,11 +297,20 @@ async fn look(channel: &Channel, thing: &Thing) -> Result<Look, Error> {
                 let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
                 // A passive declaration does not compare the type.
                 channel
-                    .exchange_declare(name.as_str().into(), ExchangeKind::Topic, options, FieldTable::default())
+                    .exchange_declare(
+                        name.as_str().into(),
+                        ExchangeKind::Topic,
+                        options,
+                        FieldTable::default(),
+                    )
                     .await
             }
             Thing::Queue(name) => channel
-                .queue_declare(name.as_str().into(), QueueDeclareOptions::durable().passive(), FieldTable::default())
+                .queue_declare(
+                    name.as_str().into(),
+                    QueueDeclareOptions::durable().passive(),
+                    FieldTable::default(),
+                )
                 .await
                 .map(drop),
         }
@@ -329,14 +343,20 @@ async fn make<T>(what: &str, request: impl Future<Output = lapin::Result<T>>) ->
 /// What to do about a refusal. RabbitMQ names the argument: "inequivalent arg 'x-delivery-limit' for queue …".
 fn explain(said: &str, code: Option<u16>) -> String {
     match code {
-        Some(406) => match said.split_once("inequivalent arg '").and_then(|(_, rest)| rest.split_once('\'')) {
-            Some((argument, _)) => format!(
-                "it exists with another {argument}, and RabbitMQ cannot change that ({said}); move its messages and \
+        Some(406) => {
+            match said.split_once("inequivalent arg '").and_then(|(_, rest)| rest.split_once('\'')) {
+                Some((argument, _)) => format!(
+                    "it exists with another {argument}, and RabbitMQ cannot change that ({said}); move its messages and \
                  delete it, or give this worker another name for it"
-            ),
-            None => format!("it exists in another form ({said}); delete it, or give this worker another name for it"),
-        },
-        Some(403) => format!("the user may not ({said}); `ringcast topology permissions` says what is needed"),
+                ),
+                None => format!(
+                    "it exists in another form ({said}); delete it, or give this worker another name for it"
+                ),
+            }
+        }
+        Some(403) => {
+            format!("the user may not ({said}); `ringcast topology permissions` says what is needed")
+        }
         Some(540) => format!("the broker cannot ({said}); RabbitMQ 3.10 or newer is needed"),
         _ => said.to_owned(),
     }

@@ -20,6 +20,21 @@ pub fn check_uri(uri: &str) -> Result<(), String> {
     Endpoint::parse(uri).map(drop)
 }
 
+/// Whom a URI logs in, and where; for commands that an operator runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// The user.
+    pub user: String,
+    /// The virtual host.
+    pub vhost: String,
+}
+
+/// Reads both from a URI.
+pub fn login(uri: &str) -> Result<Login, String> {
+    let uri = Endpoint::parse(uri)?.uri;
+    Ok(Login { user: uri.authority.userinfo.username, vhost: uri.vhost })
+}
+
 /// Where the broker is and how to log in.
 #[derive(Clone)]
 pub(super) struct Endpoint {
@@ -49,8 +64,10 @@ impl Endpoint {
             return Err("it names no host".to_owned());
         }
         if vhost == Some("") {
-            return Err("it ends in `/`, which names a virtual host without a name: write `/%2f` for the usual one"
-                .to_owned());
+            return Err(
+                "it ends in `/`, which names a virtual host without a name: write `/%2f` for the usual one"
+                    .to_owned(),
+            );
         }
         if vhost.is_some_and(|vhost| vhost.contains('/')) {
             return Err("its virtual host holds a `/`: write `%2f`".to_owned());
@@ -58,7 +75,8 @@ impl Endpoint {
         check_parameters(query)?;
         // The library's message may quote what it read.
         let mut uri: AMQPUri = text.parse().map_err(|_| {
-            "its host, port, user, password or parameters cannot be read: percent-encode odd characters".to_owned()
+            "its host, port, user, password or parameters cannot be read: percent-encode odd characters"
+                .to_owned()
         })?;
         if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
             // The library takes "localhost" for every IPv6 address.
@@ -91,16 +109,6 @@ impl Endpoint {
     /// The port.
     pub(super) fn port(&self) -> u16 {
         self.uri.authority.port
-    }
-
-    /// The virtual host, decoded.
-    pub(super) fn vhost(&self) -> &str {
-        &self.uri.vhost
-    }
-
-    /// The user, decoded.
-    pub(super) fn user(&self) -> &str {
-        &self.uri.authority.userinfo.username
     }
 
     /// Whether TLS is asked for. It is then used, or there is no connection.
@@ -152,14 +160,14 @@ mod tests {
     fn what_is_absent_is_filled_in() {
         let endpoint = Endpoint::parse("amqp://u:p%40ss@broker:5673/v%2fh").unwrap();
         assert_eq!(endpoint.to_string(), "amqp://broker:5673");
-        assert_eq!(endpoint.vhost(), "v/h");
-        assert_eq!(endpoint.user(), "u");
+        let expected = Login { user: "u".into(), vhost: "v/h".into() };
+        assert_eq!(login("amqp://u:p%40ss@broker:5673/v%2fh"), Ok(expected));
         assert_eq!(endpoint.uri().authority.userinfo.password, "p@ss");
         assert_eq!(endpoint.uri().query.frame_max, Some(131_072));
         assert_eq!(endpoint.uri().query.heartbeat, Some(10));
         assert!(!endpoint.is_tls());
         let endpoint = Endpoint::parse("amqps://broker?heartbeat=30&frame_max=16384\n").unwrap();
-        assert_eq!((endpoint.port(), endpoint.vhost(), endpoint.is_tls()), (5671, "/", true));
+        assert_eq!((endpoint.port(), endpoint.uri().vhost.as_str(), endpoint.is_tls()), (5671, "/", true));
         assert_eq!(endpoint.uri().query.frame_max, Some(16_384));
         assert_eq!(endpoint.uri().query.heartbeat, Some(30));
     }

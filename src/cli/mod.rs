@@ -1,3 +1,4 @@
 //! The subcommands of `ringcast`, one file each.
 
 pub mod check;
+pub mod topology;
