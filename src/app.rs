@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::admin::{self, Health, Readiness};
-use crate::amqp::supervisor::{self, Phase};
-use crate::amqp::Status;
+use crate::amqp::supervisor::{self, Phase, Supervisor};
+use crate::amqp::{State, Status};
 use crate::apns::{self, Apns, dial};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -91,14 +91,20 @@ pub struct Core {
 
 impl Core {
     /// Builds the worker and begins to open connections to APNs. It publishes to `outbox`.
-    pub fn start(config: &Config, outbox: Outbox, metrics: &Arc<Metrics>, jitter: &Jitter) -> Result<Self, StartError> {
+    pub fn start(
+        config: &Config,
+        outbox: Outbox,
+        metrics: &Arc<Metrics>,
+        jitter: &Jitter,
+    ) -> Result<Self, StartError> {
         let clock = Clock::system();
         let tls = dial::tls_config(config.apns.ca_file.as_deref())?;
         let dials = Environment::ALL
             .map(|environment| dial::tls_dial(config.apns.endpoint(environment).clone(), Arc::clone(&tls)));
         let apns = Apns::new(&config.apns, &config.apps, &dials, &clock, metrics, jitter)?;
         apns.start(&config.apps);
-        let key_ids = config.apns.credentials.iter().map(|pair| pair.each_ref().map(|one| Some(one.key_id.clone())));
+        let key_ids =
+            config.apns.credentials.iter().map(|pair| pair.each_ref().map(|one| Some(one.key_id.clone())));
         let worker = Worker::new(
             apns.clone(),
             config.worker.clone(),
@@ -127,7 +133,8 @@ async fn serve(config: Config) -> Result<Ending, StartError> {
         "" => Readiness::ready(),
         stage => Readiness::not_ready(stage),
     });
-    let admin = admin::start(config.admin.clone(), Arc::clone(&metrics), health.clone()).map_err(StartError::Admin)?;
+    let admin = admin::start(config.admin.clone(), Arc::clone(&metrics), health.clone())
+        .map_err(StartError::Admin)?;
     let heartbeat = tokio::spawn({
         let health = health.clone();
         async move { health.beat().await }
@@ -153,21 +160,23 @@ async fn serve(config: Config) -> Result<Ending, StartError> {
     let status = Status::new();
     watch_broker(&status, &health);
     let mut pause = Pause::new(REDIAL_PAUSE, REDIAL_PAUSE_MAX, jitter);
-    let broker = tokio::spawn(supervisor::run(
-        config.amqp.clone(),
-        config.worker.name.clone(),
+    let clock = Clock::system();
+    let broker = tokio::spawn(supervisor::run(Supervisor {
+        settings: config.amqp.clone(),
+        worker_name: config.worker.name.clone(),
         deliveries,
         postings,
         status,
-        Arc::clone(&metrics),
-        Box::new(move |failures| {
+        metrics: Arc::clone(&metrics),
+        phase: phases,
+        pause: Box::new(move |failures| {
             if failures == 0 {
                 pause.reset();
             }
             pause.lengthen()
         }),
-        phases,
-    ));
+        unix_seconds: Arc::new(move || clock.unix_ms().div_euclid(1000).max(0).unsigned_abs()),
+    }));
     let (stop, stopped) = watch::channel(false);
     let working = worker::run(Arc::clone(&core.worker), delivered, stopped);
     lifecycle.send_replace("");
@@ -221,7 +230,9 @@ async fn first_connection(apns: &Apns) {
         }
     };
     if timeout(FIRST_CONNECTION_WAIT, usable).await.is_err() {
-        tracing::warn!("no connection to APNs yet; invites are taken all the same, so that each gets its outcome in time");
+        tracing::warn!(
+            "no connection to APNs yet; invites are taken all the same, so that each gets its outcome in time"
+        );
     }
 }
 
@@ -232,12 +243,15 @@ fn watch_apns(apns: &Apns, apps: &[Arc<App>], metrics: &Arc<Metrics>, health: &H
         let states = pools.states();
         let dead = states.iter().filter(|pool| pool.is_started && !pool.is_usable);
         let dead: Vec<String> = dead
-            .map(|pool| format!("no usable connection to {} with key {}", pool.environment.as_str(), pool.key_id))
+            .map(|pool| {
+                format!("no usable connection to {} with key {}", pool.environment.as_str(), pool.key_id)
+            })
             .collect();
         if states.iter().any(|pool| pool.is_usable) {
             dead.into_iter().fold(Readiness::ready(), Readiness::with_note)
         } else {
-            dead.into_iter().fold(Readiness::not_ready("no usable connection to APNs"), Readiness::with_reason)
+            dead.into_iter()
+                .fold(Readiness::not_ready("no usable connection to APNs"), Readiness::with_reason)
         }
     });
     let (pools, apps, gauges) = (apns.clone(), apps.to_vec(), Arc::downgrade(metrics));
@@ -245,6 +259,16 @@ fn watch_apns(apns: &Apns, apps: &[Arc<App>], metrics: &Arc<Metrics>, health: &H
         if let Some(metrics) = gauges.upgrade() {
             pools.refresh(&apps, &metrics);
         }
+    });
+}
+
+/// Readiness of the broker's side.
+fn watch_broker(status: &Status, health: &Health) {
+    let status = status.clone();
+    health.ready_when("amqp", move || match status.state() {
+        State::Consuming => Readiness::ready(),
+        State::NotConsuming { reason, .. } => Readiness::not_ready(reason),
+        State::Blocked { reason } => Readiness::not_ready(format!("the broker blocks publishing: {reason}")),
     });
 }
 

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod amqp;
 pub mod apns;
+pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;

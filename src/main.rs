@@ -1,1 +1,188 @@
-fn main() {}
+//! `ringcast`: makes iPhones ring. The subcommands, logging and exit codes; everything else is in the library.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use ringcast::app::{self, Ending};
+use ringcast::cli;
+use ringcast::config::{self, Config, Log, LogFormat};
+use tracing_subscriber::EnvFilter;
+
+/// Done.
+const DONE: u8 = 0;
+/// Anything else, a grace that ran out included.
+const FAILED: u8 = 1;
+/// The command line is wrong (sysexits `EX_USAGE`).
+const USAGE: u8 = 64;
+/// A peer is unavailable (sysexits `EX_UNAVAILABLE`).
+const UNAVAILABLE: u8 = 69;
+/// The configuration is wrong (sysexits `EX_CONFIG`).
+const CONFIGURATION: u8 = 78;
+
+/// Takes call invites from RabbitMQ, pushes them to iPhones through APNs, and publishes one outcome for each.
+#[derive(Parser)]
+#[command(
+    name = "ringcast",
+    version,
+    after_help = "Exit codes: 0 done, 1 anything else, 64 usage, 69 a peer is \
+unavailable, 78 configuration.\nResults go to stdout, logs to stderr."
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The worker: consumes invites until SIGTERM, outlives a missing broker or APNs and says so in /readyz
+    Run(Configuration),
+    /// Reads everything, reports every mistake at once, exits 78 when there is one
+    Check(Configuration),
+    /// What the broker must hold
+    #[command(subcommand)]
+    Topology(Topology),
+    /// The same delivery without a broker: invites as JSON lines on stdin, outcomes and token events on stdout
+    Pipe(Configuration),
+}
+
+#[derive(Subcommand)]
+enum Topology {
+    /// Makes all queues, exchanges and bindings; running it again changes nothing
+    Declare(Configuration),
+    /// Prints the rabbitmqctl commands for limits and times to live, which AMQP cannot set
+    Policies(Configuration),
+    /// Prints the rabbitmqctl commands for the least rights of worker, publisher and reader
+    Permissions(Configuration),
+}
+
+#[derive(Args)]
+struct Configuration {
+    /// The TOML file; variables RINGCAST__SECTION__KEY go over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let command_line = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        Err(error) => {
+            // Help and version come this way too, and are no mistake. A closed stdout is not worth another word.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { DONE });
+        }
+    };
+    let code = match command_line.command {
+        Command::Run(place) => with_config(&place, |config| ending(app::run(config))),
+        Command::Check(place) => check(&place),
+        Command::Topology(Topology::Declare(place)) => with_config(&place, |config| declare(&config)),
+        Command::Topology(Topology::Policies(place)) => {
+            with_config(&place, |config| print(cli::topology::policies(&config.amqp)))
+        }
+        Command::Topology(Topology::Permissions(place)) => {
+            with_config(&place, |config| print(cli::topology::permissions(&config.amqp)))
+        }
+        Command::Pipe(place) => with_config(&place, |config| ending(cli::pipe::run(config))),
+    };
+    ExitCode::from(code)
+}
+
+/// Reads the configuration and starts logging, or says every mistake.
+fn with_config(place: &Configuration, command: impl FnOnce(Config) -> u8) -> u8 {
+    match config::load(place.config.as_deref(), std::env::vars_os()) {
+        Ok(config) => {
+            if let Err(mistake) = start_logging(&config.log) {
+                eprintln!("log.level: {mistake}");
+                return CONFIGURATION;
+            }
+            command(config)
+        }
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            CONFIGURATION
+        }
+    }
+}
+
+fn check(place: &Configuration) -> u8 {
+    let (file, environment) = (place.config.as_deref(), std::env::vars_os());
+    match cli::check::run(file, environment, &mut std::io::stdout(), &mut std::io::stderr()) {
+        Ok(true) => DONE,
+        Ok(false) => CONFIGURATION,
+        Err(_) => FAILED,
+    }
+}
+
+fn declare(config: &Config) -> u8 {
+    match app::block_on(cli::topology::declare(&config.amqp)) {
+        Ok(Ok(things)) => {
+            for thing in things {
+                println!("{thing}");
+            }
+            DONE
+        }
+        Ok(Err(error)) => {
+            eprintln!("{error}");
+            if error.is_unavailable() { UNAVAILABLE } else { FAILED }
+        }
+        Err(error) => {
+            eprintln!("no runtime: {error}");
+            FAILED
+        }
+    }
+}
+
+/// Prints a text of its own lines.
+fn print(text: Result<String, ringcast::amqp::Error>) -> u8 {
+    match text {
+        Ok(text) => {
+            print!("{text}");
+            DONE
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            FAILED
+        }
+    }
+}
+
+fn ending(ending: Result<Ending, app::StartError>) -> u8 {
+    match ending {
+        Ok(Ending::Done) => DONE,
+        Ok(Ending::GraceRanOut | Ending::Cut) => FAILED,
+        Err(error) => {
+            eprintln!("{error}");
+            if error.is_configuration() { CONFIGURATION } else { FAILED }
+        }
+    }
+}
+
+/// Logs go to stderr: for people on a terminal, else one JSON object a line.
+fn start_logging(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = EnvFilter::try_new(&log.level)?;
+    let human = match log.format {
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+        LogFormat::Auto => std::io::stderr().is_terminal(),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if human {
+        builder.with_ansi(std::io::stderr().is_terminal()).init();
+    } else {
+        builder.json().flatten_event(true).init();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_defined() {
+        CommandLine::command().debug_assert();
+    }
+}

@@ -1,4 +1,5 @@
 //! The subcommands of `ringcast`, one file each.
 
 pub mod check;
+pub mod pipe;
 pub mod topology;

@@ -38,7 +38,9 @@ async fn pipe(config: Config) -> Result<Ending, StartError> {
 
     let (lines, read) = mpsc::channel(LINES_AHEAD);
     let bytes_max = config.worker.invite_bytes_max;
-    std::thread::Builder::new().name("stdin".to_owned()).spawn(move || read_lines(io::stdin().lock(), bytes_max, &lines))?;
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(move || read_lines(io::stdin().lock(), bytes_max, &lines))?;
 
     let (deliveries, delivered) = mpsc::channel(prefetch);
     let (_never, stop) = watch::channel(false);

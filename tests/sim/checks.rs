@@ -93,7 +93,12 @@ impl<'h> Story<'h> {
 
     /// How often the invites of a call were delivered.
     fn deliveries(&self, call: &str) -> usize {
-        self.calls.get(call).into_iter().flatten().map(|identity| self.delivered.get(identity).unwrap_or(&0)).sum()
+        self.calls
+            .get(call)
+            .into_iter()
+            .flatten()
+            .map(|identity| self.delivered.get(identity).unwrap_or(&0))
+            .sum()
     }
 
     /// Whether the sender may not have learnt what became of this request.
@@ -124,7 +129,8 @@ fn no_push_after_its_deadline(story: &Story<'_>, report: &mut impl FnMut(String)
             if at >= deadline {
                 report(format!("call {call} was pushed to {token} {} ms after its deadline", at - deadline));
             }
-            let expiration: i64 = record.expiration.as_deref().and_then(|text| text.parse().ok()).unwrap_or(-1);
+            let expiration: i64 =
+                record.expiration.as_deref().and_then(|text| text.parse().ok()).unwrap_or(-1);
             if expiration != 0 && (expiration * 1000 <= at || expiration * 1000 > deadline) {
                 report(format!("call {call}: apns-expiration {expiration} at {at}, deadline {deadline}"));
             }
@@ -152,7 +158,9 @@ fn ack_after_confirms(history: &History, story: &Story<'_>, report: &mut impl Fn
                     })
                 });
                 if told.clone().next().is_some() && !complete {
-                    report(format!("{identity:?} was settled at {at:?} before its token events were confirmed"));
+                    report(format!(
+                        "{identity:?} was settled at {at:?} before its token events were confirmed"
+                    ));
                 }
             }
             _ => {}
@@ -172,13 +180,15 @@ fn suspects(outcome: &Value) -> impl Iterator<Item = &str> {
 
 /// Invariant 3.
 fn one_outcome_identity(history: &History, story: &Story<'_>, report: &mut impl FnMut(String)) {
-    let identities: BTreeSet<Identity> = history.messages.iter().map(crate::broker::Message::identity).collect();
+    let identities: BTreeSet<Identity> =
+        history.messages.iter().map(crate::broker::Message::identity).collect();
     for identity in &identities {
         if !story.outcomes.contains_key(identity) {
             report(format!("{identity:?} has no outcome"));
         }
     }
-    let expected: BTreeSet<String> = identities.iter().map(|identity| identity.outcome_id().to_string()).collect();
+    let expected: BTreeSet<String> =
+        identities.iter().map(|identity| identity.outcome_id().to_string()).collect();
     for happening in &history.happenings {
         if let Happening::Stored { publication, .. } = happening
             && publication.kind == "ringcast.outcome.v1"
@@ -270,9 +280,12 @@ fn token_events_say_what_apple_said(history: &History, story: &Story<'_>, report
             event["token"].as_str().unwrap_or_default().to_owned(),
         );
         let (status, reason) = (event["status"].as_u64(), event["reason"].as_str());
-        let said = story.rings.get(&ring).into_iter().flatten().any(|record| {
-            record.status.map(u64::from) == status && record.reason.as_deref() == reason
-        });
+        let said = story
+            .rings
+            .get(&ring)
+            .into_iter()
+            .flatten()
+            .any(|record| record.status.map(u64::from) == status && record.reason.as_deref() == reason);
         let confidence = match (status, reason) {
             (Some(410), _) => "dead",
             (Some(400), Some("BadDeviceToken" | "DeviceTokenNotForTopic")) => "suspect",

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ringcast::pause::Jitter;
-use ringcast::simulator::faults::{Action, Answer, ConnectAction, ConnectFault, Ending, Fault, GoAway, When};
 use ringcast::simulator::DeviceState;
+use ringcast::simulator::faults::{Action, Answer, ConnectAction, ConnectFault, Ending, Fault, GoAway, When};
 use serde_json::{Value, json};
 
 /// Faults come before this; then everything heals.
@@ -26,7 +26,12 @@ impl Dice {
         self.0.draw() < probability
     }
 
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small numbers")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "small numbers"
+    )]
     pub fn pick(&self, below: u64) -> u64 {
         (self.0.draw() * below as f64) as u64
     }
@@ -82,7 +87,8 @@ pub fn token(number: u64) -> String {
 
 pub fn plan(seed: u64, started_at: i64) -> Plan {
     let dice = Dice::new(seed ^ 0x5eed);
-    let devices: Vec<_> = (0..40).filter_map(|number| Some((token(number), device_state(number, started_at)?))).collect();
+    let devices: Vec<_> =
+        (0..40).filter_map(|number| Some((token(number), device_state(number, started_at)?))).collect();
     let mut messages = Vec::new();
     for call in 0..15 + dice.pick(30) {
         let at = dice.millis(0, 30_000);
@@ -162,21 +168,26 @@ fn instant(unix_ms: i64) -> String {
 }
 
 fn event(dice: &Dice) -> Event {
-    let some = When { probability: 0.1 + 0.6 * dice.draw(), count: Some(1 + dice.pick(20)), ..When::default() };
+    let some =
+        When { probability: 0.1 + 0.6 * dice.draw(), count: Some(1 + dice.pick(20)), ..When::default() };
     let processed = dice.chance(0.5);
     match dice.pick(14) {
         0 => Event::Apple(Fault::latency(dice.millis(0, 100), dice.millis(100, 12_000)).when(some)),
         1 => Event::Apple(Fault::answer(503, "ServiceUnavailable").when(some)),
         2 => Event::Apple(Fault::answer(500, "InternalServerError").when(some)),
         3 => Event::Apple(Fault::answer(403, "ExpiredProviderToken").when(some)),
-        4 => Event::Apple(Fault::new(Action::Answer(Answer { body: Some("<html>".into()), ..Answer::new(418, "") })).when(some)),
+        4 => Event::Apple(
+            Fault::new(Action::Answer(Answer { body: Some("<html>".into()), ..Answer::new(418, "") }))
+                .when(some),
+        ),
         5 => Event::Apple(Fault::reset(h2::Reason::REFUSED_STREAM, false).when(some)),
         6 => Event::Apple(Fault::reset(h2::Reason::INTERNAL_ERROR, processed).when(some)),
         7 => Event::Apple(Fault::silence(processed).when(some)),
         8 => Event::Apple(Fault::close(processed).when(When { count: Some(2), ..some })),
         9 => {
             let then = if dice.chance(0.5) { Ending::Drain } else { Ending::Close };
-            let go_away = GoAway { reason: Some("Shutdown".into()), serve_this: processed, then, ..GoAway::default() };
+            let go_away =
+                GoAway { reason: Some("Shutdown".into()), serve_this: processed, then, ..GoAway::default() };
             Event::Apple(Fault::go_away(go_away).when(When { count: Some(3), ..some }))
         }
         10 => {

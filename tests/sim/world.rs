@@ -57,10 +57,16 @@ impl History {
                     format!("{at:?} delivered {identity:?} redelivered={redelivered}")
                 }
                 Happening::Stored { at, publication } => {
-                    format!("{at:?} stored {:?} {}", publication.route, String::from_utf8_lossy(&publication.body))
+                    format!(
+                        "{at:?} stored {:?} {}",
+                        publication.route,
+                        String::from_utf8_lossy(&publication.body)
+                    )
                 }
                 Happening::Confirmed { at, message_id } => format!("{at:?} confirmed {message_id}"),
-                Happening::Settled { at, identity, settlement } => format!("{at:?} {settlement:?} {identity:?}"),
+                Happening::Settled { at, identity, settlement } => {
+                    format!("{at:?} {settlement:?} {identity:?}")
+                }
                 Happening::Cut { at } => format!("{at:?} cut"),
             };
             let _ = writeln!(text, "{line}");
@@ -98,7 +104,8 @@ impl Totals {
                         && key.starts_with("outcome.")
                     {
                         self.outcomes += 1;
-                        let outcome: serde_json::Value = serde_json::from_slice(&publication.body).expect("JSON");
+                        let outcome: serde_json::Value =
+                            serde_json::from_slice(&publication.body).expect("JSON");
                         for device in outcome["devices"].as_array().into_iter().flatten() {
                             let result = device["result"].as_str().unwrap_or("?").to_owned();
                             *self.results.entry(result).or_default() += 1;
@@ -111,10 +118,21 @@ impl Totals {
     }
 
     pub fn assert_that_something_happened(&self) {
-        for result in
-            ["accepted", "invalid_token", "suspect_token", "rejected", "throttled", "expired", "failed", "unknown", "duplicate"]
-        {
-            assert!(self.results.get(result).copied().unwrap_or(0) > 10, "hardly any device was {result}: {self:?}");
+        for result in [
+            "accepted",
+            "invalid_token",
+            "suspect_token",
+            "rejected",
+            "throttled",
+            "expired",
+            "failed",
+            "unknown",
+            "duplicate",
+        ] {
+            assert!(
+                self.results.get(result).copied().unwrap_or(0) > 10,
+                "hardly any device was {result}: {self:?}"
+            );
         }
         assert!(self.redelivered > 100 && self.cuts > 500 && self.rung > 5_000, "too quiet: {self:?}");
     }
@@ -210,7 +228,8 @@ struct World {
 impl World {
     fn new(seed: u64, plan: Plan, clock: Clock) -> Self {
         let key = p256::SecretKey::from_slice(&[7; 32]).expect("a scalar");
-        let point = p256::ecdsa::VerifyingKey::from(p256::ecdsa::SigningKey::from(&key)).to_encoded_point(false);
+        let point =
+            p256::ecdsa::VerifyingKey::from(p256::ecdsa::SigningKey::from(&key)).to_encoded_point(false);
         let verifying_key = VerifyingKey::from_sec1(point.as_bytes()).expect("a point");
         let wall = clock.clone();
         let options = Options {
@@ -264,7 +283,8 @@ impl World {
         let power = Arc::new(AtomicBool::new(true));
         let dial = self.dial(&power);
         let dials = [Arc::clone(&dial), dial];
-        let apns = Apns::new(&settings, &apps, &dials, &self.clock, &metrics, &jitter).expect("sound settings");
+        let apns =
+            Apns::new(&settings, &apps, &dials, &self.clock, &metrics, &jitter).expect("sound settings");
         apns.start(&apps);
         let settings = worker::Settings {
             name: format!("worker-{generation}"),
@@ -279,7 +299,16 @@ impl World {
         let (outbox, postings) = outbox(2 * prefetch);
         let key_ids = vec![[Some("KEY1234567".into()), Some("KEY1234567".into())]];
         let worker = Worker::new(
-            apns.clone(), settings, apps, key_ids, false, prefetch, outbox, self.clock.clone(), Arc::clone(&metrics), jitter,
+            apns.clone(),
+            settings,
+            apps,
+            key_ids,
+            false,
+            prefetch,
+            outbox,
+            self.clock.clone(),
+            Arc::clone(&metrics),
+            jitter,
         );
         let (deliveries, delivered) = mpsc::channel(prefetch);
         let (stop, stopped) = watch::channel(false);
