@@ -191,8 +191,10 @@ impl Policy {
                     Meaning::Accepted => Step::Finish(Verdict::Accepted),
                     Meaning::TokenDead => Step::Finish(Verdict::InvalidToken),
                     Meaning::TokenSuspect => Step::Finish(Verdict::SuspectToken),
-                    Meaning::Refused(action) => Step::Finish(Verdict::Rejected(action)),
-                    Meaning::ProviderTokenRefused => Step::Finish(Verdict::Rejected(Action::FixConfig)),
+                    Meaning::Refused(action) => Step::Finish(progress.unless_rung(Verdict::Rejected(action))),
+                    Meaning::ProviderTokenRefused => {
+                        Step::Finish(progress.unless_rung(Verdict::Rejected(Action::FixConfig)))
+                    }
                     Meaning::Throttled => Step::Finish(progress.unless_rung(Verdict::Throttled)),
                     Meaning::Transient => {
                         let wait = TRANSIENT_WAIT.mul_f64(1.0 + 2.0 * jitter);
@@ -302,6 +304,7 @@ mod tests {
             (vec![unknown(), busy(), busy()], Verdict::Unknown, vec![Ambiguous, Transient]),
             (vec![unknown(), answer(429, "TooManyRequests")], Verdict::Unknown, vec![Ambiguous]),
             (vec![unknown(), answer(410, "Unregistered")], Verdict::InvalidToken, vec![Ambiguous]),
+            (vec![unknown(), answer(403, "Forbidden")], Verdict::Unknown, vec![Ambiguous]),
             (vec![answer(429, "TooManyRequests")], Verdict::Throttled, vec![]),
             (vec![answer(400, "BadDeviceToken")], Verdict::SuspectToken, vec![]),
             (
@@ -365,7 +368,8 @@ mod tests {
                     Step::Finish(verdict) => {
                         if ambiguous > 0 {
                             prop_assert!(!matches!(
-                                verdict, Verdict::Expired(_) | Verdict::Failed | Verdict::Throttled
+                                verdict,
+                                Verdict::Expired(_) | Verdict::Failed | Verdict::Throttled | Verdict::Rejected(_)
                             ));
                         }
                         prop_assert!(counted <= attempts_max);

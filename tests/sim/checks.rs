@@ -80,7 +80,9 @@ impl<'h> Story<'h> {
                 _ => {}
             }
         }
-        for record in &history.records {
+        // What was refused before its body was read tells no call; it was surely not processed.
+        let read = |record: &&Record| !matches!(record.fault, Some("going away" | "stream limit"));
+        for record in history.records.iter().filter(read) {
             let body = record.body.json().unwrap_or_default();
             let call = body["callUUID"].as_str().unwrap_or_default().to_owned();
             story.rings.entry((call, record.token.clone())).or_default().push(record);
@@ -247,7 +249,6 @@ fn outcomes_tell_the_truth(story: &Story<'_>, report: &mut impl FnMut(String)) {
                 let records = story.rings.get(&(call.to_owned(), token.to_owned())).unwrap_or(&none);
                 let rung = records.iter().any(|record| record.processed);
                 let answered = |status| records.iter().any(|record| record.status == Some(status));
-                let ambiguous = records.iter().any(|record| story.is_uncertain(record));
                 let holds = match result {
                     "accepted" => rung && answered(200),
                     "invalid_token" => answered(410),
@@ -255,7 +256,7 @@ fn outcomes_tell_the_truth(story: &Story<'_>, report: &mut impl FnMut(String)) {
                     "throttled" => answered(429) && !rung,
                     "expired" => records.iter().all(|record| !record.processed),
                     "failed" => !rung,
-                    "rejected" => !rung || ambiguous,
+                    "rejected" => !rung,
                     "unknown" => !records.is_empty() || !story.broken.is_empty(),
                     _ => false,
                 };

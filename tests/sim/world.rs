@@ -31,6 +31,9 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long after the healing everything must be drained.
 const DRAINED_WITHIN: Duration = Duration::from_secs(120);
 
+/// How long a worker may take to finish what it has begun.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(40);
+
 /// Bytes in flight on one pipe.
 const PIPE_BYTES: usize = 64 * 1024;
 
@@ -205,7 +208,7 @@ async fn live(seed: u64) -> History {
     });
     let drained = drained.await.is_ok();
     let panics = running.metrics.render().contains("ringcast_handler_panics_total 1");
-    let stopped = timeout(Duration::from_secs(60), running.stop()).await.is_ok();
+    let stopped = running.stop().await;
     History {
         messages,
         happenings: world.broker.happenings(),
@@ -392,19 +395,25 @@ impl Running {
         self.apns.close().await;
     }
 
-    /// SIGTERM: what was begun is finished.
-    async fn stop(self) {
+    /// SIGTERM: what was begun is finished, within the grace; else it is killed. True where it was finished.
+    async fn stop(mut self) -> bool {
         self.order.send_replace(Order::Drain);
         self.stop.send_replace(true);
-        self.working.await.expect("the worker ends well");
+        match timeout(SHUTDOWN_GRACE, &mut self.working).await {
+            Ok(ended) => ended.expect("the worker ends well"),
+            Err(_) => {
+                self.kill().await;
+                return false;
+            }
+        }
         // Acks are on their way: they are settled before the connection is closed.
-        tokio::task::yield_now().await;
         sleep(Duration::from_millis(1)).await;
         self.order.send_replace(Order::Cut);
         drop(self.order);
         // The session's end is the end of its task.
         let _ = self.broker.await;
         self.apns.close().await;
+        true
     }
 }
 
