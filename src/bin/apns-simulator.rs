@@ -135,3 +135,20 @@ async fn serve(simulator: &Simulator, identity: &Identity, addr: SocketAddr) -> 
     listening.shutdown().await;
     simulator.journal().flush().map_err(|error| Failure(1, format!("--journal: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+        let arguments = Arguments::try_parse_from(["apns-simulator", "--identity", "d"]).unwrap();
+        assert_eq!((&*arguments.team_id, &*arguments.key_id), ("TEAM123456", "KEY1234567"));
+        let wrong = ["apns-simulator", "--identity", "d", "--key-id", "short"];
+        let error = Arguments::try_parse_from(wrong).unwrap_err().to_string();
+        assert!(error.contains("ten letters or digits"), "{error}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-/// A SplitMix64 generator. Good enough to pick faults and delays; never for secrets.
+/// A `SplitMix64` generator. Good enough to pick faults and delays; never for secrets.
 #[derive(Debug, Clone)]
 pub(super) struct Chance {
     state: u64,

@@ -31,19 +31,21 @@ const HEADER_LIST_BYTES_MAX: u32 = 8000;
 /// Streams that clients have given up and `h2` still remembers.
 const RESET_STREAMS_REMEMBERED: usize = 2000;
 
-/// Serves `io`; `struck` is the fault that met the connection at its start.
-pub(super) async fn serve<IO>(shared: &Shared, io: IO, struck: Option<ConnectAction>)
+/// Serves `io` until it ends, or until `stop` and what was in flight then. `struck` is the fault that met the
+/// connection at its start.
+pub(super) async fn serve<IO, Stop>(shared: &Shared, io: IO, struck: Option<ConnectAction>, stop: Stop)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    Stop: Future<Output = ()>,
 {
     let number = shared.connections.fetch_add(1, Relaxed) + 1;
     let _open = Open::count(shared);
     let mut signals = shared.signals.subscribe();
     match struck {
         Some(ConnectAction::Refuse) => {}
-        Some(ConnectAction::Silence) => swallow(io, &mut signals).await,
+        Some(ConnectAction::Silence) => swallow(io, &mut signals, stop).await,
         struck => {
-            if let Err(error) = serve_http2(shared, io, number, signals, struck).await {
+            if let Err(error) = serve_http2(shared, io, number, signals, struck, stop).await {
                 tracing::debug!(connection = number, %error, "connection ended");
             }
         }
@@ -68,11 +70,13 @@ impl Drop for Open<'_> {
 }
 
 /// Takes what comes and says nothing, until the peer gives up or everything is healed.
-pub(super) async fn swallow<IO: AsyncRead + Unpin>(mut io: IO, signals: &mut Signals) {
+async fn swallow<IO: AsyncRead + Unpin>(mut io: IO, signals: &mut Signals, stop: impl Future<Output = ()>) {
+    let mut stop = pin!(stop);
     let mut void = [0; 1024];
     loop {
         tokio::select! {
             biased;
+            () = &mut stop => return,
             signal = signals.recv() => match signal {
                 Ok(Signal::Heal | Signal::Order(Order::Close)) | Err(RecvError::Closed) => return,
                 Ok(Signal::Order(_)) | Err(RecvError::Lagged(_)) => {}
@@ -82,17 +86,19 @@ pub(super) async fn swallow<IO: AsyncRead + Unpin>(mut io: IO, signals: &mut Sig
     }
 }
 
-pub(super) type Signals = broadcast::Receiver<Signal>;
+type Signals = broadcast::Receiver<Signal>;
 
-async fn serve_http2<IO>(
+async fn serve_http2<IO, Stop>(
     shared: &Shared,
     io: IO,
     number: u64,
     mut signals: Signals,
     struck: Option<ConnectAction>,
+    stop: Stop,
 ) -> Result<(), h2::Error>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    Stop: Future<Output = ()>,
 {
     let full_limit = shared.options.max_concurrent_streams;
     let control = Control::new(full_limit);
@@ -110,10 +116,13 @@ where
         .max_concurrent_reset_streams(RESET_STREAMS_REMEMBERED)
         .max_pending_accept_reset_streams(RESET_STREAMS_REMEMBERED)
         .max_local_error_reset_streams(None);
+    let mut stop = pin!(stop);
+    let mut stopping = false;
     let mut handshake = pin!(builder.handshake(Wire::new(io, control)));
     let mut http2 = loop {
         tokio::select! {
             biased;
+            () = &mut stop => return Ok(()),
             signal = signals.recv() => {
                 connection.heed(signal);
                 if connection.is_closing() {
@@ -148,7 +157,9 @@ where
                     idle = false;
                 }
                 // Apart from the match, which would hold the lock to its end.
-                let then = connection.state.lock().then(in_flight.is_empty());
+                // At the end only once an idle round has shown that `h2` has written all it had.
+                let all_is_out = idle && in_flight.is_empty() && connection.control.is_flushed();
+                let then = connection.state.lock().then(all_is_out);
                 match then {
                     Then::GoOn => {}
                     Then::Drop => {
@@ -171,6 +182,10 @@ where
         });
         tokio::select! {
             biased;
+            () = &mut stop, if !stopping => {
+                stopping = true;
+                connection.go_away(&GoAway::default());
+            }
             signal = signals.recv() => connection.heed(signal),
             ended = turn => return ended,
         }
@@ -208,10 +223,10 @@ enum Then {
 }
 
 impl State {
-    fn then(&mut self, nothing_in_flight: bool) -> Then {
+    fn then(&mut self, all_is_out: bool) -> Then {
         match self.ending {
             Some(Ending::Close) => Then::Drop,
-            Some(Ending::Drain) if nothing_in_flight && !self.ended => {
+            Some(Ending::Drain) if all_is_out && !self.ended => {
                 self.ended = true;
                 Then::End
             }

@@ -81,7 +81,7 @@ pub struct Latency {
 pub enum Action {
     /// Another answer.
     Answer(Answer),
-    /// RST_STREAM with an HTTP/2 error code: 7 (`REFUSED_STREAM`) promises that nothing was processed.
+    /// `RST_STREAM` with an HTTP/2 error code: 7 (`REFUSED_STREAM`) promises that nothing was processed.
     Reset {
         /// RFC 9113 section 7.
         code: u32,
@@ -204,7 +204,7 @@ impl Fault {
         Self::new(Action::Answer(Answer::new(status, reason)))
     }
 
-    /// RST_STREAM.
+    /// `RST_STREAM`.
     pub fn reset(reason: h2::Reason, processed: bool) -> Self {
         Self::new(Action::Reset { code: reason.into(), processed })
     }

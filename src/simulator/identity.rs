@@ -138,12 +138,12 @@ impl Identity {
 
         let (present, missing): (Vec<_>, Vec<_>) = paths.iter().partition(|path| path.exists());
         let tls = match (present.first(), missing.first()) {
-            (_, None) => Tls { key_pem: read(key)?, chain_pem: read(chain)?, ca_pem: read(ca)? },
+            (_, None) => Tls { key: read(key)?, chain: read(chain)?, ca: read(ca)? },
             (None, Some(_)) => {
                 let tls = Tls::make()?;
-                write(key, &tls.key_pem, 0o600)?;
-                write(chain, &tls.chain_pem, 0o644)?;
-                write(ca, &tls.ca_pem, 0o644)?;
+                write(key, &tls.key, 0o600)?;
+                write(chain, &tls.chain, 0o644)?;
+                write(ca, &tls.ca, 0o644)?;
                 tls
             }
             (Some(present), Some(missing)) => {
@@ -164,13 +164,13 @@ impl Identity {
     fn assemble(tls: &Tls, p8_pem: String, [key, chain, ca, p8]: [&Path; 4]) -> Result<Self, IdentityError> {
         let content =
             |path: &Path, what: &str| IdentityError::Content { path: path.into(), what: what.into() };
-        if CertificateDer::from_pem_slice(tls.ca_pem.as_bytes()).is_err() {
+        if CertificateDer::from_pem_slice(tls.ca.as_bytes()).is_err() {
             return Err(content(ca, "holds no certificate in PEM"));
         }
-        let certificates = CertificateDer::pem_slice_iter(tls.chain_pem.as_bytes())
+        let certificates = CertificateDer::pem_slice_iter(tls.chain.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| content(chain, "holds no certificate in PEM"))?;
-        let private_key = PrivateKeyDer::from_pem_slice(tls.key_pem.as_bytes())
+        let private_key = PrivateKeyDer::from_pem_slice(tls.key.as_bytes())
             .map_err(|_| content(key, "holds no private key in PEM"))?;
         let mut server_config =
             ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -183,7 +183,7 @@ impl Identity {
         let verifying_key = VerifyingKey::from_p8(&p8_pem).ok_or_else(|| {
             content(p8, "holds no P-256 private key in PKCS#8 PEM, as Apple's .p8 files do")
         })?;
-        Ok(Self { ca_pem: tls.ca_pem.clone(), p8_pem, verifying_key, server_config: Arc::new(server_config) })
+        Ok(Self { ca_pem: tls.ca.clone(), p8_pem, verifying_key, server_config: Arc::new(server_config) })
     }
 
     /// The certificate a client must trust, in PEM.
@@ -207,10 +207,11 @@ impl Identity {
     }
 }
 
+/// All in PEM.
 struct Tls {
-    key_pem: String,
-    chain_pem: String,
-    ca_pem: String,
+    key: String,
+    chain: String,
+    ca: String,
 }
 
 impl Tls {
@@ -240,9 +241,9 @@ impl Tls {
         let key = KeyPair::generate().map_err(&made)?;
         let certificate = server.signed_by(&key, &authority).map_err(&made)?;
         Ok(Self {
-            key_pem: encode_pem("PRIVATE KEY", key.serialized_der())?,
-            chain_pem: encode_pem("CERTIFICATE", certificate.der())?,
-            ca_pem: encode_pem("CERTIFICATE", authority.der())?,
+            key: encode_pem("PRIVATE KEY", key.serialized_der())?,
+            chain: encode_pem("CERTIFICATE", certificate.der())?,
+            ca: encode_pem("CERTIFICATE", authority.der())?,
         })
     }
 }

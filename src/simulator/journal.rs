@@ -72,6 +72,7 @@ pub struct Record {
     pub processed: bool,
 }
 
+#[expect(clippy::ref_option, reason = "serde hands it over so")]
 fn serialize_shared<S: Serializer>(claims: &Option<Arc<Claims>>, serializer: S) -> Result<S::Ok, S::Error> {
     claims.as_deref().serialize(serializer)
 }

@@ -13,8 +13,8 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::faults::{ConnectAction, GoAway};
-use super::{Order, Simulator, connection};
+use super::faults::ConnectAction;
+use super::{Simulator, connection};
 
 /// Connections served at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 4096;
@@ -86,7 +86,7 @@ async fn accept(
             Some(ended) = connections.join_next() => keep_panic(&mut panicked, ended),
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(simulator.clone(), stream, tls.clone()));
+                    connections.spawn(serve(simulator.clone(), stream, tls.clone(), stopped.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -96,7 +96,6 @@ async fn accept(
         }
     }
     drop(listener);
-    simulator.order(Order::GoAway(GoAway::default()));
     let drain = async {
         while let Some(ended) = connections.join_next().await {
             keep_panic(&mut panicked, ended);
@@ -114,16 +113,21 @@ async fn stop_of(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await; // an error: nobody is left to stop it
 }
 
-async fn serve(simulator: Simulator, stream: TcpStream, tls: TlsAcceptor) {
+async fn serve(
+    simulator: Simulator,
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    mut stopped: watch::Receiver<bool>,
+) {
     let shared = &simulator.shared;
     let struck = shared.faults.strike_connect(&shared.chance);
     if matches!(struck, Some(ConnectAction::Refuse | ConnectAction::Silence)) {
-        return connection::serve(shared, stream, struck).await; // before TLS
+        return connection::serve(shared, stream, struck, stop_of(&mut stopped)).await; // before TLS
     }
     let _ = stream.set_nodelay(true); // only slower without
     match timeout(HANDSHAKE_TIME_MAX, tls.accept(stream)).await {
         Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-            connection::serve(shared, stream, struck).await;
+            connection::serve(shared, stream, struck, stop_of(&mut stopped)).await;
         }
         Ok(Ok(_)) => tracing::debug!("a client did not ask for h2 by ALPN"),
         Ok(Err(error)) => tracing::debug!(%error, "TLS failed"),

@@ -1,4 +1,4 @@
-//! Apple's side of APNs, to be wrong against: a server that answers VoIP pushes by Apple's rules, on real TLS and real
+//! Apple's side of APNs, to be wrong against: a server that answers `voip` pushes by Apple's rules, on real TLS and real
 //! HTTP/2, and misbehaves where it is told to.
 //!
 //! It was written from Apple's pages alone and shares nothing with the worker, so that a misreading on one side shows
@@ -57,6 +57,8 @@ pub mod listener;
 pub mod provider_token;
 pub mod rules;
 pub mod script;
+#[cfg(test)]
+mod tests;
 pub mod wall;
 mod wire;
 
@@ -226,7 +228,7 @@ impl Simulator {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let struck = self.shared.faults.strike_connect(&self.shared.chance);
-        connection::serve(&self.shared, io, struck).await;
+        connection::serve(&self.shared, io, struck, std::future::pending()).await;
     }
 
     /// Binds `addr` and serves it with TLS in the background, until [`Listening::shutdown`] or its drop.

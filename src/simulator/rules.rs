@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderName, Method};
 use serde_json::value::RawValue;
 
-/// Largest payload of a VoIP push, in bytes (Apple, "Sending notification requests to APNs").
+/// Largest payload of a `voip` push, in bytes (Apple, "Sending notification requests to APNs").
 pub const VOIP_PAYLOAD_BYTES_MAX: usize = 5120;
 /// Largest payload of every other push, in bytes.
 pub const PAYLOAD_BYTES_MAX: usize = 4096;
@@ -194,7 +194,7 @@ pub(super) fn path_token(path: &str) -> Option<&str> {
 /// Lower-cases a device token; `None` unless it is an even number of hex digits, of at most
 /// [`DEVICE_TOKEN_BYTES_MAX`] bytes and at least two.
 pub(super) fn read_token(token: &str) -> Option<Cow<'_, str>> {
-    let well_formed = token.len() % 2 == 0
+    let well_formed = token.len().is_multiple_of(2)
         && (4..=2 * DEVICE_TOKEN_BYTES_MAX).contains(&token.len())
         && token.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !well_formed {

@@ -43,6 +43,7 @@ pub(super) struct Control {
     frozen: AtomicBool,
     deaf: AtomicBool,
     ended: AtomicBool,
+    flushed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +62,7 @@ impl Control {
             frozen: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            flushed: AtomicBool::new(false),
         })
     }
 
@@ -104,6 +106,11 @@ impl Control {
         self.ended.store(true, Relaxed);
     }
 
+    /// True when everything written so far, frames of ours included, has reached the transport.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.flushed.load(Relaxed) && !self.queued.load(Relaxed)
+    }
+
     fn take_frames(&self) -> BytesMut {
         self.queued.store(false, Relaxed);
         self.queue.lock().frames.split()
@@ -142,6 +149,13 @@ impl<T> Wire<T> {
             outgoing: Outgoing::default(),
             slipped_in: BytesMut::new(),
         }
+    }
+}
+
+impl<T> Wire<T> {
+    /// Frozen, and the client is still there. Once it has left, nothing may keep `h2` from ending.
+    fn is_stuck(&self) -> bool {
+        self.control.frozen.load(Relaxed) && !self.incoming.at_end
     }
 }
 
@@ -201,7 +215,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Wire<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for Wire<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.control.frozen.load(Relaxed) {
+        this.control.flushed.store(false, Relaxed);
+        if this.is_stuck() {
             return Poll::Pending;
         }
         ready!(this.poll_slip_in(cx))?;
@@ -212,15 +227,17 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Wire<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.control.frozen.load(Relaxed) {
+        if self.is_stuck() {
             return Poll::Pending;
         }
         ready!(self.poll_slip_in(cx))?;
-        Pin::new(&mut self.io).poll_flush(cx)
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.control.flushed.store(true, Relaxed);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.control.frozen.load(Relaxed) {
+        if self.is_stuck() {
             return Poll::Pending;
         }
         ready!(self.poll_slip_in(cx))?;
@@ -419,12 +436,12 @@ mod tests {
         let (near, mut far) = duplex(1 << 16);
         let mut wire = Wire::new(near, control);
         let preface = [b'P'; PREFACE_BYTES];
-        let (ping, pong) = (frame(PING, 0, &[0; 8]), frame(PING, ACK, &[0; 8]));
-        far.write_all(&[&preface[..], &ping, &pong].concat()).await.unwrap();
+        let (asked, answered) = (frame(PING, 0, &[0; 8]), frame(PING, ACK, &[0; 8]));
+        far.write_all(&[&preface[..], &asked, &answered].concat()).await.unwrap();
         drop(far);
         let mut seen = Vec::new();
         wire.read_to_end(&mut seen).await.unwrap();
-        assert_eq!(seen, [&preface[..], &pong].concat());
+        assert_eq!(seen, [&preface[..], &answered].concat());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,0 +1,7 @@
+//! The simulator seen from a client, over an in-memory pipe on a paused clock; and once over real TLS.
+
+mod client;
+mod faulty;
+mod honest;
+mod limit;
+mod tls;

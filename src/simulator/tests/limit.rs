@@ -1,0 +1,118 @@
+//! Stream limits that change while the connection lives.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::client::{TOKEN, World};
+use crate::simulator::{DeviceState, Fault};
+
+#[tokio::test(start_paused = true)]
+async fn one_stream_until_a_valid_token_was_answered() {
+    let world = World::with(|options| options.one_stream_first = true);
+    let mut client = world.connect().await;
+    assert!(client.ping().await);
+    assert_eq!(client.http2.current_max_send_streams(), 1);
+    assert_eq!(client.outcome(TOKEN).await, "200");
+    assert!(client.ping().await);
+    assert_eq!(client.http2.current_max_send_streams(), 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invalid_token_opens_nothing() {
+    let world = World::with(|options| options.one_stream_first = true);
+    let mut client = world.connect().await;
+    client.authorization = "bearer rubbish".into();
+    assert_eq!(client.outcome(TOKEN).await, r#"403 {"reason":"InvalidProviderToken"}"#);
+    assert!(client.ping().await);
+    assert_eq!(client.http2.current_max_send_streams(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_closes_all_streams_but_one_until_the_next_success() {
+    let world = World::with(|options| {
+        options.one_stream_after_rejection = true;
+        options.max_concurrent_streams = 500;
+    });
+    world.simulator.devices().set("aa01", DeviceState::Unknown);
+    world.simulator.devices().set("aa02", DeviceState::Unregistered { since_ms: 1 });
+    let mut client = world.connect().await;
+    for (token, limit) in [(TOKEN, 500), ("aa02", 500), ("aa01", 1), ("aa02", 1), (TOKEN, 500), ("aa01", 1)] {
+        client.push(token).await.unwrap();
+        assert!(client.ping().await);
+        assert_eq!(client.http2.current_max_send_streams(), limit, "after {token}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lower_limit_leaves_what_is_in_flight() {
+    let world = World::with(|options| options.one_stream_after_rejection = true);
+    world.simulator.devices().set("aa01", DeviceState::Unknown);
+    world.simulator.faults().add(Fault::latency(Duration::from_secs(5), Duration::from_secs(5)).prefix("bb"));
+    let mut client = world.connect().await;
+    let requests = ["bb01", "bb02", "bb03"].map(|token| client.request(token));
+    let slow = requests.map(|request| tokio::spawn(client.start(request, "{}")));
+    world.simulator.journal().wait_for(3).await;
+    client.push("aa01").await.unwrap();
+    assert!(client.ping().await, "the lower limit is acknowledged");
+    // What was in flight stays and is answered.
+    for answer in slow {
+        assert_eq!(answer.await.unwrap().unwrap().status, 200);
+    }
+    assert!(client.ping().await);
+    assert_eq!(client.http2.current_max_send_streams(), 1000, "a success opens it again");
+}
+
+/// A client that heeds no limit: the `h2` client would queue, so this one writes its own frames.
+#[tokio::test(start_paused = true)]
+async fn streams_above_the_limit_are_refused_unprocessed() {
+    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0, 0, u8::try_from(payload.len()).unwrap(), kind, flags, 0, 0, 0, stream];
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+    let world = World::with(|options| options.one_stream_first = true);
+    let (mut near, far) = tokio::io::duplex(64 * 1024);
+    let serve = world.simulator.serve(far);
+    let converse = async {
+        let (settings, ack) = (frame(4, 0, 0, &[]), frame(4, 1, 0, &[]));
+        // POST https://a/, headers complete, body still to come.
+        let open = |stream| frame(1, 4, stream, &[0x83, 0x87, 0x84, 0x41, 1, b'a']);
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        let sent = [preface, settings, ack.clone(), ack, open(1), open(3)].concat();
+        near.write_all(&sent).await.unwrap();
+        let mut limits = Vec::new();
+        loop {
+            let mut header = [0; 9];
+            near.read_exact(&mut header).await.unwrap();
+            let mut payload = vec![0; usize::from(header[2])];
+            near.read_exact(&mut payload).await.unwrap();
+            match header[3] {
+                3 => return (header[8], payload, limits),
+                4 => limits.extend(payload.chunks(6).filter(|entry| entry[1] == 3).map(|entry| entry[5])),
+                _ => {}
+            }
+        }
+    };
+    let (reset_stream, code, limits) = tokio::select! {
+        biased;
+        seen = converse => seen,
+        () = serve => panic!("the server left"),
+    };
+    assert_eq!((reset_stream, &*code), (3, &[0, 0, 0, 7][..]));
+    assert_eq!(limits, [0xe8, 1], "1000, then 1");
+    let records = world.simulator.journal().records();
+    let [record] = &records[..] else { panic!("{records:?}") };
+    assert_eq!((record.stream, record.fault, record.processed), (3, Some("stream limit"), false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_bad_device_tokens_end_the_connection() {
+    let world = World::with(|options| options.bad_device_tokens_max = Some(2));
+    world.simulator.devices().set("aa01", DeviceState::Unknown);
+    let mut client = world.connect().await;
+    assert_eq!(client.outcome("aa01").await, r#"400 {"reason":"BadDeviceToken"}"#);
+    assert_eq!(client.outcome(TOKEN).await, "200");
+    assert_eq!(client.outcome("aa01").await, r#"400 {"reason":"BadDeviceToken"}"#);
+    client.ended.await.unwrap().unwrap();
+}
