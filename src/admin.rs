@@ -314,7 +314,7 @@ mod tests {
         let connect = |_| TcpStream::connect(admin.local_addr()).expect("a connection");
         let silent: Vec<TcpStream> = (0..CONNECTIONS_MAX).map(connect).collect();
         // It waits behind them until the time for their heads is over.
-        assert!(ask(&admin, "GET", "/livez").starts_with("HTTP/1.1 200"));
+        assert!(ask(&admin, "GET", "/metrics").starts_with("HTTP/1.1 200"));
         drop(silent);
         admin.stop();
     }
