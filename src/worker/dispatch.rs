@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::gateway::{Gateway, Push};
-use crate::domain::policy::{Class, Policy, Progress, PushError, Stage, Step, Verdict};
+use crate::domain::policy::{Class, Policy, Progress, PushError, Step, Verdict};
 use crate::domain::response::Response;
 use crate::metrics::Metrics;
 use crate::pause::Jitter;
@@ -25,7 +25,7 @@ pub(super) struct Dispatched {
     pub error: Option<PushError>,
 }
 
-/// Pushes until the policy finishes. The deadline is looked at before every attempt, the first one included.
+/// Pushes until the policy finishes. The gateway looks at the deadline before every attempt, the policy before every repeat.
 pub(super) async fn dispatch<G: Gateway>(
     gateway: &G,
     policy: Policy,
@@ -38,10 +38,6 @@ pub(super) async fn dispatch<G: Gateway>(
     let mut class = Class::First;
     let (mut response, mut error) = (None, None);
     let verdict = loop {
-        if Instant::now() >= push.deadline {
-            let stage = if progress.attempts() == 0 { Stage::Slot } else { Stage::Retry };
-            break progress.out_of_time(stage);
-        }
         let result = gateway.push(push).await;
         if !matches!(result, Err(PushError::NotSent)) {
             metrics.attempt(class.as_str());
