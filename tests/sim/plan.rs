@@ -90,10 +90,18 @@ pub fn plan(seed: u64, started_at: i64) -> Plan {
     let devices: Vec<_> =
         (0..40).filter_map(|number| Some((token(number), device_state(number, started_at)?))).collect();
     let mut messages = Vec::new();
+    let mut events = Vec::new();
+    // In a hasty world calls ring briefly and Apple is often busy: every repeat runs into its deadline.
+    let hasty = dice.chance(0.2);
+    let ring_for_max = if hasty { 1_000 } else { 30_000 };
+    if hasty {
+        let often = When { probability: 0.6, ..When::default() };
+        events.push((Duration::ZERO, Event::Apple(Fault::answer(503, "ServiceUnavailable").when(often))));
+    }
     for call in 0..15 + dice.pick(30) {
         let at = dice.millis(0, 30_000);
         let message_id = dice.chance(0.8).then(|| format!("m-{call}"));
-        let body = invite(&dice, call, at, started_at);
+        let body = invite(&dice, call, at, started_at, ring_for_max);
         if dice.chance(0.1) {
             let again = at + dice.millis(0, 3_000);
             messages.push(Message { at: again, message_id: message_id.clone(), body: body.clone() });
@@ -101,7 +109,6 @@ pub fn plan(seed: u64, started_at: i64) -> Plan {
         messages.push(Message { at, message_id, body });
     }
     messages.sort_by_key(|message| message.at);
-    let mut events = Vec::new();
     for _ in 0..dice.pick(10) {
         events.push((dice.millis(0, 35_000), event(&dice)));
     }
@@ -134,12 +141,13 @@ fn device_state(number: u64, started_at: i64) -> Option<DeviceState> {
     }
 }
 
-fn invite(dice: &Dice, call: u64, at: Duration, started_at: i64) -> Vec<u8> {
+fn invite(dice: &Dice, call: u64, at: Duration, started_at: i64, ring_for_max: u64) -> Vec<u8> {
     if dice.chance(0.05) {
         return format!("no invite {call}").into_bytes();
     }
     let published = started_at + i64::try_from(at.as_millis()).unwrap_or(0);
-    let ring_for = if dice.chance(0.15) { -1_000 } else { i64::try_from(dice.pick(30_000)).unwrap_or(0) };
+    let ring_for =
+        if dice.chance(0.15) { -1_000 } else { i64::try_from(dice.pick(ring_for_max)).unwrap_or(0) };
     let devices: Vec<Value> = (0..1 + dice.pick(4))
         .map(|_| {
             let number = dice.pick(40);
