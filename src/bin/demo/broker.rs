@@ -1,0 +1,434 @@
+//! A throw-away RabbitMQ node, for the demo and for the integration tests, which include this file.
+//!
+//! It runs the broker that Debian installs, on loopback, on ports and in a folder of its own, as whoever starts it: no
+//! service, no root, nothing shared with a broker that runs already. Several may run at once.
+//!
+//! Nothing stays behind. A small shell, the guardian, waits at the end of a pipe. When its owner lets go, or panics, or is
+//! killed, the pipe closes, and the guardian kills every process whose environment names the node's folder (the node, the
+//! port mapper that Erlang leaves running, helpers, command-line tools) and removes the folder.
+
+#![allow(dead_code, reason = "the demo uses one part of it, the integration tests another")]
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio, id};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Usually three seconds; a machine that compiles at the same time needs many more.
+const READY_WITHIN: Duration = Duration::from_mins(2);
+const STOPPED_WITHIN: Duration = Duration::from_mins(1);
+const CTL_WITHIN: Duration = Duration::from_mins(1);
+const POLL_EVERY: Duration = Duration::from_millis(50);
+
+/// Below the ports that Linux hands out by itself (32768 and up), so that no outgoing connection takes one of ours.
+const PORTS_FIRST: u16 = 20_000;
+const PORTS_BLOCK: u16 = 20;
+const PORTS_BLOCKS: u16 = 600;
+
+/// "AMQP", 0, 0-9-1: what a client says first (AMQP 0-9-1, 4.2.2).
+const PROTOCOL_HEADER: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
+/// The type octet of a method frame, with which a server that is ready answers (AMQP 0-9-1, 4.2.3).
+const METHOD_FRAME: u8 = 1;
+
+/// `$0` is the node's home folder, `$1` the folder to remove.
+const GUARDIAN: &str = r#"
+trap '' HUP INT TERM
+home=$0 folder=$1
+read -r _
+tries=0
+while [ "$tries" -lt 100 ]; do
+    set -- $(grep -lsFxz "HOME=$home" /proc/[0-9]*/environ | cut -d / -f 3)
+    if [ "$#" -eq 0 ]; then break; fi
+    kill -KILL "$@" 2>/dev/null
+    sleep 0.05
+    tries=$((tries + 1))
+done
+rm -rf "$folder"
+"#;
+
+/// Why there is no broker, or not any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A file, a folder or a program could not be used.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was tried.
+        doing: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Every block of ports is in use.
+    #[error("no block of {PORTS_BLOCK} free ports from {PORTS_FIRST} on")]
+    NoPorts,
+    /// The node ended by itself while it was awaited.
+    #[error("the broker ended while it started ({status}); its last words:\n{log}")]
+    Died {
+        /// How it ended.
+        status: String,
+        /// The end of its log.
+        log: String,
+    },
+    /// A limit passed.
+    #[error("the broker was not {what} within {} s; its last words:\n{log}", limit.as_secs())]
+    TooSlow {
+        /// `ready` or `stopped`.
+        what: &'static str,
+        /// How long it was given.
+        limit: Duration,
+        /// The end of its log.
+        log: String,
+    },
+    /// `rabbitmqctl` said no.
+    #[error("rabbitmqctl {args}: {output}")]
+    Ctl {
+        /// Its arguments.
+        args: String,
+        /// What it printed.
+        output: String,
+    },
+}
+
+/// The certificate files of a TLS listener, PEM.
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_field_names, reason = "named as the settings are")]
+pub(crate) struct Tls {
+    /// What the server's certificate is signed with.
+    pub(crate) ca_file: PathBuf,
+    /// The server's certificate; it should name `localhost` or 127.0.0.1.
+    pub(crate) cert_file: PathBuf,
+    /// Its key.
+    pub(crate) key_file: PathBuf,
+}
+
+/// A running node, or one that was stopped and keeps its data. Dropped, it is gone with all it had.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    installed: Installed,
+    folder: PathBuf,
+    ports: Ports,
+    tls: bool,
+    node: Option<Child>,
+    /// Its standard input is the pipe that it waits on.
+    guardian: Child,
+}
+
+impl Broker {
+    /// Starts a node and waits until it speaks AMQP. `None` where RabbitMQ is not installed.
+    pub(crate) async fn start() -> Result<Option<Self>, Error> {
+        Self::launch(None).await
+    }
+
+    /// The same with a second listener, which speaks TLS and asks for no client certificate.
+    pub(crate) async fn start_with_tls(tls: &Tls) -> Result<Option<Self>, Error> {
+        Self::launch(Some(tls)).await
+    }
+
+    async fn launch(tls: Option<&Tls>) -> Result<Option<Self>, Error> {
+        let Some(installed) = Installed::find() else { return Ok(None) };
+        let ports = Ports::claim().ok_or(Error::NoPorts)?;
+        let folder = std::env::temp_dir().join(format!("ringcast-broker-{}-{}", id(), ports.first));
+        let home = folder.join("home");
+        fs::create_dir_all(&home).map_err(io_error("make the broker's folder"))?;
+        let guardian = Command::new("sh")
+            .args(["-c", GUARDIAN])
+            .args([&home, &folder])
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(io_error("start the broker's guardian"))?;
+        // From here on every way out goes through `drop`, and so through the guardian.
+        let mut broker = Self { installed, folder, ports, tls: tls.is_some(), node: None, guardian };
+        broker.write_configuration(tls)?;
+        broker.start_again().await?;
+        Ok(Some(broker))
+    }
+
+    /// Where clients connect, as `guest`, to the virtual host `/`.
+    pub(crate) fn uri(&self) -> String {
+        self.uri_of("%2f")
+    }
+
+    /// The same for another virtual host (percent-encoded where its name needs it).
+    pub(crate) fn uri_of(&self, vhost: &str) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/{vhost}", self.ports.amqp())
+    }
+
+    /// Where clients connect over TLS; `None` without a TLS listener.
+    pub(crate) fn uri_tls(&self, vhost: &str) -> Option<String> {
+        self.tls.then(|| format!("amqps://guest:guest@localhost:{}/{vhost}", self.ports.amqps()))
+    }
+
+    /// The port of plain AMQP.
+    pub(crate) fn port(&self) -> u16 {
+        self.ports.amqp()
+    }
+
+    /// Stops the node cleanly. It keeps its data and can start again.
+    pub(crate) async fn stop(&mut self) -> Result<(), Error> {
+        let Some(node) = self.node.as_mut() else { return Ok(()) };
+        // RabbitMQ takes SIGTERM as the wish to stop cleanly.
+        let pid = node.id().to_string();
+        Command::new("sh")
+            .args(["-c", "kill -TERM \"$0\"", &pid])
+            .status()
+            .map_err(io_error("signal the broker"))?;
+        let until = Instant::now() + STOPPED_WITHIN;
+        while node.try_wait().map_err(io_error("await the broker's end"))?.is_none() {
+            if Instant::now() >= until {
+                let log = self.last_words();
+                return Err(Error::TooSlow { what: "stopped", limit: STOPPED_WITHIN, log });
+            }
+            sleep(POLL_EVERY).await;
+        }
+        self.node = None;
+        Ok(())
+    }
+
+    /// Kills the node, as a power cut would. What it wrote stays, and it can start again.
+    pub(crate) fn kill(&mut self) -> Result<(), Error> {
+        let Some(mut node) = self.node.take() else { return Ok(()) };
+        node.kill().map_err(io_error("kill the broker"))?;
+        node.wait().map_err(io_error("await the broker's end"))?;
+        Ok(())
+    }
+
+    /// Starts the node again on the same ports with the same data, and waits until it speaks AMQP.
+    pub(crate) async fn start_again(&mut self) -> Result<(), Error> {
+        if self.node.is_some() {
+            return Ok(());
+        }
+        let console = File::create(self.folder.join("console")).map_err(io_error("make the broker's log"))?;
+        let console_too = console.try_clone().map_err(io_error("make the broker's log"))?;
+        let node = self
+            .command("rabbitmq-server")
+            .stdout(console)
+            .stderr(console_too)
+            .spawn()
+            .map_err(io_error("start rabbitmq-server"))?;
+        self.node = Some(node);
+        self.await_ready().await
+    }
+
+    /// Runs `rabbitmqctl` on this node and returns what it printed.
+    pub(crate) async fn ctl(&self, args: &[&str]) -> Result<String, Error> {
+        let mut command = self.command("rabbitmqctl");
+        command.arg("--quiet").args(args);
+        let failed = |output: String| Error::Ctl { args: args.join(" "), output };
+        let run = tokio::task::spawn_blocking(move || command.output());
+        let ended = timeout(CTL_WITHIN, run).await.map_err(|_| failed("no answer".to_owned()))?;
+        let output =
+            ended.map_err(|died| failed(died.to_string()))?.map_err(io_error("start rabbitmqctl"))?;
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        } else {
+            Err(failed(printed(&output)))
+        }
+    }
+
+    async fn await_ready(&mut self) -> Result<(), Error> {
+        let until = Instant::now() + READY_WITHIN;
+        while !speaks_amqp(self.ports.amqp()).await {
+            if let Some(node) = self.node.as_mut()
+                && let Some(status) = node.try_wait().map_err(io_error("await the broker"))?
+            {
+                self.node = None;
+                return Err(Error::Died { status: status.to_string(), log: self.last_words() });
+            }
+            if Instant::now() >= until {
+                return Err(Error::TooSlow { what: "ready", limit: READY_WITHIN, log: self.last_words() });
+            }
+            sleep(POLL_EVERY).await;
+        }
+        Ok(())
+    }
+
+    fn write_configuration(&self, tls: Option<&Tls>) -> Result<(), Error> {
+        let mut text = format!(
+            "loopback_users = none\n\
+             listeners.tcp.1 = 127.0.0.1:{}\n\
+             disk_free_limit.absolute = 50MB\n\
+             vm_memory_high_watermark.absolute = 1GB\n\
+             raft.wal_max_size_bytes = 32000000\n\
+             log.console = false\n",
+            self.ports.amqp()
+        );
+        if let Some(Tls { ca_file, cert_file, key_file }) = tls {
+            let lines = [
+                format!("listeners.ssl.1 = 127.0.0.1:{}", self.ports.amqps()),
+                format!("ssl_options.cacertfile = {}", ca_file.display()),
+                format!("ssl_options.certfile = {}", cert_file.display()),
+                format!("ssl_options.keyfile = {}", key_file.display()),
+                "ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n".to_owned(),
+            ];
+            text += &lines.join("\n");
+        }
+        let write = |name: &str, text: &str| {
+            fs::write(self.folder.join(name), text).map_err(io_error("write the broker's configuration"))
+        };
+        write("rabbitmq.conf", &text)?;
+        write("enabled_plugins", "[].\n")
+    }
+
+    /// One of RabbitMQ's programs in the environment of this node: all of it on loopback and in its folder, and schedulers
+    /// that do not spin, since the machine has other work.
+    fn command(&self, program: &str) -> Command {
+        let ports = &self.ports;
+        let mut command = Command::new(self.installed.bin.join(program));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("RABBITMQ_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .current_dir(&self.folder)
+            .stdin(Stdio::null())
+            .env("HOME", self.folder.join("home"))
+            .env("LANG", "C.UTF-8")
+            .env("LC_ALL", "C.UTF-8")
+            .env("RABBITMQ_NODENAME", format!("t{}@localhost", ports.first))
+            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODE_PORT", ports.amqp().to_string())
+            .env("RABBITMQ_DIST_PORT", ports.distribution().to_string())
+            .env("RABBITMQ_CTL_DIST_PORT_MIN", (ports.first + 10).to_string())
+            .env("RABBITMQ_CTL_DIST_PORT_MAX", (ports.first + 18).to_string())
+            .env("ERL_EPMD_PORT", ports.mapper().to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_MNESIA_BASE", self.folder.join("mnesia"))
+            .env("RABBITMQ_LOG_BASE", self.folder.join("log"))
+            .env("RABBITMQ_PID_FILE", self.folder.join("pid"))
+            .env("RABBITMQ_CONF_ENV_FILE", self.folder.join("none.conf"))
+            .env("RABBITMQ_CONFIG_FILE", self.folder.join("rabbitmq"))
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", self.folder.join("advanced.config"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.folder.join("enabled_plugins"))
+            .env(
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
+            )
+            // The script then becomes the node instead of starting it: one process, whose id is known.
+            .env("RUNNING_UNDER_SYSTEMD", "true");
+        // A group of its own: the terminal's Ctrl-C is for its owner, who then lets go of the guardian.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command
+    }
+
+    /// The end of what the node wrote, for an error.
+    fn last_words(&self) -> String {
+        let mut words = fs::read_to_string(self.folder.join("console")).unwrap_or_default();
+        if let Ok(logs) = fs::read_dir(self.folder.join("log")) {
+            for log in logs.flatten().filter(|log| log.path().is_file()) {
+                words += &fs::read_to_string(log.path()).unwrap_or_default();
+            }
+        }
+        let lines: Vec<_> = words.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        drop(self.guardian.stdin.take());
+        // Nothing can be done about an error here; the guardian's limit is five seconds.
+        let _ = self.guardian.wait();
+        if let Some(mut node) = self.node.take() {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+}
+
+/// A block of ports that nobody else has: taken by listening on its last one for as long as it is used.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    /// The first of [`PORTS_BLOCK`]; all but the last are free to use.
+    pub(crate) first: u16,
+    _claim: TcpListener,
+}
+
+impl Ports {
+    /// Finds a block; `None` when there is none.
+    pub(crate) fn claim() -> Option<Self> {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        // Processes that start at the same time begin to look at different places.
+        let start = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)) + id().wrapping_mul(37);
+        (0..u32::from(PORTS_BLOCKS)).find_map(|step| {
+            let block = start.wrapping_add(step) % u32::from(PORTS_BLOCKS);
+            let first = PORTS_FIRST + PORTS_BLOCK * u16::try_from(block).ok()?;
+            let claim = listen(first + PORTS_BLOCK - 1)?;
+            let free = (first..first + PORTS_BLOCK - 1).all(|port| listen(port).is_some());
+            free.then_some(Self { first, _claim: claim })
+        })
+    }
+
+    fn amqp(&self) -> u16 {
+        self.first
+    }
+
+    fn distribution(&self) -> u16 {
+        self.first + 1
+    }
+
+    fn mapper(&self) -> u16 {
+        self.first + 2
+    }
+
+    fn amqps(&self) -> u16 {
+        self.first + 3
+    }
+}
+
+fn listen(port: u16) -> Option<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
+}
+
+/// Where Debian puts RabbitMQ's own programs; those in `/usr/sbin` switch to another user.
+#[derive(Debug)]
+struct Installed {
+    bin: PathBuf,
+}
+
+impl Installed {
+    fn find() -> Option<Self> {
+        let usual = PathBuf::from("/usr/lib/rabbitmq/bin");
+        let mut versions: Vec<_> = fs::read_dir("/usr/lib/rabbitmq/lib")
+            .map(|found| found.flatten().map(|folder| folder.path().join("sbin")).collect())
+            .unwrap_or_default();
+        versions.sort();
+        std::iter::once(usual)
+            .chain(versions.into_iter().rev())
+            .find(|bin| is_file(bin, "rabbitmq-server") && is_file(bin, "rabbitmqctl"))
+            .map(|bin| Self { bin })
+    }
+}
+
+fn is_file(folder: &Path, name: &str) -> bool {
+    folder.join(name).is_file()
+}
+
+/// Listening is not enough: a node that is ready answers the protocol header with a method.
+async fn speaks_amqp(port: u16) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        stream.write_all(PROTOCOL_HEADER).await?;
+        stream.read_u8().await
+    };
+    matches!(timeout(Duration::from_secs(5), ask).await, Ok(Ok(METHOD_FRAME)))
+}
+
+fn io_error(doing: &str) -> impl FnOnce(io::Error) -> Error {
+    let doing = doing.to_owned();
+    move |source| Error::Io { doing, source }
+}
+
+fn printed(output: &Output) -> String {
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    String::from_utf8_lossy(&text).trim().to_owned()
+}
