@@ -1,0 +1,203 @@
+//! The commands that an operator runs before the worker runs: what they say, and their exit codes.
+
+use serde_json::Value;
+
+use crate::apple::Apple;
+use crate::broker::Ports;
+use crate::load::declare;
+use crate::place::Place;
+use crate::process::run_ringcast;
+use crate::vhost::Vhost;
+use crate::worker::Config;
+
+const USAGE: Option<i32> = Some(64);
+const UNAVAILABLE: Option<i32> = Some(69);
+const CONFIGURATION: Option<i32> = Some(78);
+
+#[tokio::test]
+async fn check_reports_every_mistake_at_once_with_where_it_came_from() {
+    let place = Place::new("check");
+    let key = place.write("key.p8", "no key\n");
+    let text = format!(
+        "[amqp]\n\
+         uri = \"http://guest:s3cret@127.0.0.1/\"\n\
+         prefetchh = 5\n\
+         [worker]\n\
+         devices_max = 5000\n\
+         answer_grace = \"one fortnight\"\n\
+         [apps.acme]\n\
+         bundle_id = \"com.acme.voice\"\n\
+         environment = \"staging\"\n\
+         [apps.acme.auth]\n\
+         team_id = \"TEAM123456\"\n\
+         key_id = \"KEY1234567\"\n\
+         key_file = {key:?}\n"
+    );
+    // Six here, and one in the environment.
+    place.write("ringcast.toml", text);
+    let ended = run_ringcast(
+        &["check", "--config", "ringcast.toml"],
+        &[("RINGCAST__APNS__CONNECTIONS", "none")],
+        place.as_ref(),
+    )
+    .await;
+    assert_eq!(ended.code, CONFIGURATION, "{}", ended.stderr);
+    assert_eq!(ended.stdout, "", "mistakes are no result");
+    let wanted: [&[&str]; 7] = [
+        &["amqp.uri (ringcast.toml:2):", "amqp://"],
+        &["amqp.prefetchh (ringcast.toml:3):", "prefetch"],
+        &["worker.devices_max (ringcast.toml:5):", "5000", "1000"],
+        &["worker.answer_grace (ringcast.toml:6):", "one fortnight", "ms"],
+        &["apps.acme.environment (ringcast.toml:9):", "staging", "production", "sandbox"],
+        &["apps.acme.auth.key_file (ringcast.toml:13):", "key.p8"],
+        &["apns.connections (RINGCAST__APNS__CONNECTIONS):", "none", "whole number"],
+    ];
+    for words in wanted {
+        let line = ended.stderr.lines().find(|line| line.contains(words[0]));
+        let line = line.unwrap_or_else(|| panic!("no line with {:?} in:\n{}", words[0], ended.stderr));
+        for word in words {
+            assert!(line.contains(word), "{line:?} should name {word:?}");
+        }
+    }
+    assert_eq!(ended.stderr.lines().count(), wanted.len(), "one line each, and no other:\n{}", ended.stderr);
+    assert!(!ended.stderr.contains("s3cret"), "a password is never shown:\n{}", ended.stderr);
+
+    // The worker refuses the same configuration in the same words.
+    let refused = run_ringcast(
+        &["run", "--config", "ringcast.toml"],
+        &[("RINGCAST__APNS__CONNECTIONS", "none")],
+        place.as_ref(),
+    )
+    .await;
+    assert_eq!(refused.code, CONFIGURATION, "{}", refused.stderr);
+    assert!(refused.stderr.contains("amqp.prefetchh (ringcast.toml:3):"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn check_says_nothing_wrong_of_a_good_configuration() {
+    let place = Place::new("check-good");
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let file = Config::new(&apple).write(&place, "ringcast.toml");
+    let file = file.to_str().expect("the test's paths are UTF-8");
+    let ended = run_ringcast(&["check", "--config", file], &[], place.as_ref()).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_wrong_call_is_told_apart_from_a_wrong_configuration() {
+    let place = Place::new("usage");
+    for args in [&["rnu"][..], &["run", "--confg", "x"], &["topology", "undo"], &["send", "--app"]] {
+        let ended = run_ringcast(args, &[], place.as_ref()).await;
+        assert_eq!(ended.code, USAGE, "{args:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("Usage"), "{args:?}: {}", ended.stderr);
+    }
+    let ended = run_ringcast(&["check", "--config", "nowhere.toml"], &[], place.as_ref()).await;
+    assert_eq!(ended.code, CONFIGURATION, "{}", ended.stderr);
+    assert!(ended.stderr.contains("nowhere.toml"), "{}", ended.stderr);
+    let help = run_ringcast(&["--help"], &[], place.as_ref()).await;
+    assert_eq!(help.code, Some(0));
+    for command in ["run", "check", "topology", "pipe"] {
+        assert!(help.stdout.contains(command), "{}", help.stdout);
+    }
+}
+
+#[tokio::test]
+async fn topology_is_declared_as_published_as_often_as_one_likes() {
+    let place = Place::new("topology");
+    let vhost = Vhost::new().await;
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let mut config = Config::new(&apple);
+
+    let nobody = Ports::claim().expect("there are free ports");
+    config.text("amqp", "uri", &format!("amqp://guest:guest@127.0.0.1:{}/%2f", nobody.first));
+    let file = config.write(&place, "nobody.toml");
+    let file = file.to_str().expect("the test's paths are UTF-8");
+    let ended = run_ringcast(&["topology", "declare", "--config", file], &[], place.as_ref()).await;
+    assert_eq!(ended.code, UNAVAILABLE, "{}", ended.stderr);
+    assert!(ended.stderr.contains(&nobody.first.to_string()), "it names the broker: {}", ended.stderr);
+    assert!(!ended.stderr.contains("guest:guest"), "no password: {}", ended.stderr);
+
+    config.text("amqp", "uri", &vhost.uri());
+    declare(&place, &config).await;
+    let first = topology(&vhost).await;
+    declare(&place, &config).await;
+    assert_eq!(topology(&vhost).await, first, "the second time changes nothing");
+    let mut expected = TOPOLOGY.to_vec();
+    expected.sort_unstable();
+    assert_eq!(first, expected);
+}
+
+/// The arguments are final: to change one is to break everybody who declares the same queue.
+const TOPOLOGY: [&str; 19] = [
+    "exchange ringcast.dead headers durable",
+    "exchange ringcast.ended fanout durable",
+    "exchange ringcast.live fanout durable",
+    "exchange ringcast.results topic durable",
+    "binding ringcast.dead -> ringcast.dead  x-first-death-reason=maxlen x-match=all-with-x",
+    "binding ringcast.dead -> ringcast.dead  x-first-death-reason=rejected x-match=all-with-x",
+    "binding ringcast.dead -> ringcast.expired  x-first-death-reason=delivery_limit x-match=all-with-x",
+    "binding ringcast.dead -> ringcast.expired  x-first-death-reason=expired x-match=all-with-x",
+    "binding ringcast.ended -> ringcast.ended ",
+    "binding ringcast.results -> ringcast.invalid-tokens invalid_token.#",
+    "binding ringcast.results -> ringcast.outcomes outcome.#",
+    "binding ringcast.results -> ringcast.quarantined-tokens quarantined_token.#",
+    "queue ringcast.dead durable x-queue-type=quorum",
+    "queue ringcast.ended durable x-max-age=10m x-queue-type=stream",
+    "queue ringcast.expired durable x-dead-letter-exchange= x-dead-letter-routing-key=ringcast.dead \
+     x-dead-letter-strategy=at-least-once x-delivery-limit=20 x-overflow=reject-publish x-queue-type=quorum",
+    "queue ringcast.invalid-tokens durable x-queue-type=quorum",
+    "queue ringcast.invites durable x-dead-letter-exchange=ringcast.dead x-dead-letter-strategy=at-least-once \
+     x-delivery-limit=20 x-overflow=reject-publish x-queue-type=quorum",
+    "queue ringcast.outcomes durable x-queue-type=quorum",
+    "queue ringcast.quarantined-tokens durable x-queue-type=quorum",
+];
+
+/// What the broker itself says there is, a line each.
+async fn topology(vhost: &Vhost) -> Vec<String> {
+    let mut lines = Vec::new();
+    for exchange in vhost.list("list_exchanges", &["name", "type", "durable"]).await {
+        let name = text(&exchange["name"]);
+        if name.starts_with("ringcast") {
+            lines.push(format!("exchange {name} {}{}", text(&exchange["type"]), durable(&exchange)));
+        }
+    }
+    let columns = ["source_name", "destination_name", "routing_key", "arguments"];
+    for binding in vhost.list("list_bindings", &columns).await {
+        let source = text(&binding["source_name"]);
+        if !source.is_empty() {
+            let (to, key) = (text(&binding["destination_name"]), text(&binding["routing_key"]));
+            lines.push(format!("binding {source} -> {to} {key}{}", arguments(&binding["arguments"])));
+        }
+    }
+    for queue in vhost.list("list_queues", &["name", "durable", "arguments"]).await {
+        lines.push(format!(
+            "queue {}{}{}",
+            text(&queue["name"]),
+            durable(&queue),
+            arguments(&queue["arguments"])
+        ));
+    }
+    lines.sort();
+    lines
+}
+
+fn durable(thing: &Value) -> &'static str {
+    if thing["durable"] == true { " durable" } else { "" }
+}
+
+/// ` key=value` in the order of the keys. rabbitmqctl writes a table as an object, or as a list of triples.
+fn arguments(arguments: &Value) -> String {
+    let mut pairs: Vec<String> = match arguments {
+        Value::Object(pairs) => pairs.iter().map(|(key, value)| format!(" {key}={}", text(value))).collect(),
+        Value::Array(triples) => {
+            triples.iter().map(|triple| format!(" {}={}", text(&triple[0]), text(&triple[2]))).collect()
+        }
+        _ => Vec::new(),
+    };
+    pairs.sort();
+    pairs.concat()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

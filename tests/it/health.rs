@@ -1,0 +1,134 @@
+//! What the worker says of itself while its peers come and go.
+
+use crate::apple::Apple;
+use crate::client;
+use crate::load::declare;
+use crate::place::Place;
+use crate::plan::{Plan, await_drained};
+use crate::vhost::start_broker;
+use crate::worker::{Config, READY_WITHIN, Worker};
+
+/// Every stable family (section 8 of the contract).
+const FAMILIES: [&str; 25] = [
+    "ringcast_invites_total",
+    "ringcast_devices_total",
+    "ringcast_apns_responses_total",
+    "ringcast_stage_seconds",
+    "ringcast_slack_seconds",
+    "ringcast_expired_total",
+    "ringcast_attempts_total",
+    "ringcast_apns_connections",
+    "ringcast_apns_streams",
+    "ringcast_apns_oldest_unanswered_seconds",
+    "ringcast_apns_goaways_total",
+    "ringcast_provider_token_age_seconds",
+    "ringcast_credential_expiry_timestamp_seconds",
+    "ringcast_token_events_total",
+    "ringcast_breaker_open",
+    "ringcast_amqp_connected",
+    "ringcast_amqp_blocked",
+    "ringcast_amqp_unsettled",
+    "ringcast_amqp_publishes_total",
+    "ringcast_unknown_fields_total",
+    "ringcast_clock_skew_seconds",
+    "ringcast_build_info",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+];
+
+/// Families whose subject this version does not have: client certificates, and the breaker for a wave of suspect tokens.
+/// Whoever builds one of them strikes it out here.
+const NOT_BUILT: [&str; 2] = ["ringcast_credential_expiry_timestamp_seconds", "ringcast_breaker_open"];
+
+#[tokio::test]
+async fn a_missing_broker_is_named_and_its_coming_is_noticed() {
+    let place = Place::new("health");
+    let mut broker = start_broker().await;
+    let uri = broker.uri();
+    broker.kill().expect("the broker can be killed");
+    // Some family has no sample before a connection was told to go away.
+    let going_away = "[[fault]]\nskip = 5\ncount = 1\ndo = \"goaway\"\nreason = \"Shutdown\"\n";
+    let apple = Apple::start(&place, (0, 0), going_away).await;
+    let mut config = Config::new(&apple);
+    config.text("amqp", "uri", &uri);
+
+    let mut worker = Worker::start(&place, &config, "worker");
+    let live = |status: u16, _: &str| status == 200;
+    worker.await_endpoint("/livez", READY_WITHIN, live).await;
+    let names_broker = |status: u16, text: &str| status == 503 && text.to_lowercase().contains("amqp");
+    worker.await_endpoint("/readyz", READY_WITHIN, names_broker).await;
+    assert_eq!(worker.fetch("/livez").await.0, 200, "a missing broker is no reason to be restarted");
+    assert_eq!(worker.fetch("/nowhere").await.0, 404);
+
+    // The broker comes, without a single queue: what is missing is named.
+    broker.start_again().await.expect("the broker starts again");
+    let names_queue = |status: u16, text: &str| status == 503 && text.contains("ringcast.invites");
+    worker.await_endpoint("/readyz", READY_WITHIN, names_queue).await;
+    assert_eq!(worker.fetch("/livez").await.0, 200);
+    assert!(worker.log().contains("ringcast.invites"), "the log names it, too");
+
+    // The topology comes: ready, without a restart.
+    declare(&place, &config).await;
+    worker.await_ready().await;
+    let plan = Plan::new(40, 5);
+    client::publish(&uri, "ringcast.invites", &plan.messages()).await;
+    client::await_depth(&uri, "ringcast.outcomes", 40, READY_WITHIN).await;
+    await_drained(&uri, &worker, READY_WITHIN).await;
+    check_metrics(&worker).await;
+
+    // A peer that goes away again.
+    broker.kill().expect("the broker can be killed");
+    worker.await_endpoint("/readyz", READY_WITHIN, names_broker).await;
+    assert_eq!(worker.fetch("/livez").await.0, 200);
+    assert!(worker.lives(), "the worker outlives the broker");
+    let log = worker.log();
+    for token in plan.invites.iter().flat_map(|invite| &invite.tokens) {
+        assert!(!log.contains(token.as_str()), "no device token in the log");
+    }
+    assert!(!log.contains("guest:guest"), "no password in the log");
+}
+
+#[tokio::test]
+async fn a_worker_without_apple_is_alive_and_not_ready() {
+    let place = Place::new("health-apple");
+    let mut broker = start_broker().await;
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let mut config = Config::new(&apple);
+    config.text("amqp", "uri", &broker.uri());
+    declare(&place, &config).await;
+    // Nobody listens on the discard port.
+    config.text("apns", "production", "https://localhost:9").text("apns", "sandbox", "https://localhost:9");
+    let mut worker = Worker::start(&place, &config, "worker");
+    let names_apple = |status: u16, text: &str| status == 503 && text.to_lowercase().contains("apns");
+    worker.await_endpoint("/readyz", READY_WITHIN, names_apple).await;
+    assert_eq!(worker.fetch("/livez").await.0, 200, "nor is a missing Apple");
+    worker.stop().await;
+    broker.stop().await.expect("the broker stops");
+}
+
+async fn check_metrics(worker: &Worker) {
+    let (status, text) = worker.fetch("/metrics").await;
+    assert_eq!(status, 200);
+    let is_served = |family: &str| text.lines().any(|line| line.starts_with(&format!("# TYPE {family} ")));
+    let missing: Vec<&str> = FAMILIES.into_iter().filter(|family| !is_served(family)).collect();
+    assert_eq!(missing, NOT_BUILT, "not in /metrics:\n{text}");
+    let sample = |start: &str| {
+        let line = text.lines().find(|line| line.starts_with(start));
+        let value = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        value.unwrap_or_else(|| panic!("no sample {start} in /metrics:\n{text}"))
+    };
+    // Of 40 invites those numbered 3, 13, 23 and 33 are late.
+    assert!((sample("ringcast_invites_total{app=\"acme\",result=\"expired\"}") - 4.0).abs() < 0.5);
+    assert!(sample("ringcast_invites_total{app=\"acme\",result=\"accepted\"}") > 0.0);
+    assert!(sample("ringcast_token_events_total{app=\"acme\",confidence=\"dead\",to=\"invalid\"}") > 0.0);
+    assert!(sample("ringcast_amqp_publishes_total{result=\"confirmed\"}") >= 40.0);
+    assert!(sample("ringcast_slack_seconds_count") > 0.0);
+    for stage in ["queue", "slot", "apns", "confirm", "total"] {
+        assert!(sample(&format!("ringcast_stage_seconds_count{{stage=\"{stage}\"}}")) > 0.0, "stage {stage}");
+    }
+    let token = |line: &str| {
+        line.split(['"', ' ']).any(|word| word.len() >= 40 && word.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    assert!(!text.lines().any(token), "no device token in a metric");
+}

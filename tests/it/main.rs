@@ -1,0 +1,28 @@
+//! Black box: the built programs against a real RabbitMQ, over real TLS, with a foreign client. Nothing here knows the
+//! worker's code; what it knows is the contract.
+//!
+//! Without RabbitMQ or without Python's pika these tests fail and say what to install; they never pass in silence.
+//! `tests/run` installs both.
+
+mod amqps;
+mod apple;
+mod bad_input;
+mod base64;
+#[path = "../../src/bin/demo/broker.rs"]
+mod broker;
+mod broker_restart;
+mod certificate;
+mod check;
+mod client;
+mod contract;
+mod health;
+mod http;
+mod load;
+mod pipe;
+mod place;
+mod plan;
+mod process;
+mod stop;
+mod tidy;
+mod vhost;
+mod worker;

@@ -1,0 +1,118 @@
+//! `ringcast pipe`: the delivery core between standard input and output, without a broker.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::apple::{Apple, DEAD};
+use crate::place::Place;
+use crate::plan::{now, written};
+use crate::process::{POLL_EVERY, Process, RINGCAST};
+use crate::worker::{Config, GRACE};
+
+const ANSWERED_WITHIN: Duration = Duration::from_mins(1);
+
+#[tokio::test]
+async fn every_line_is_answered_and_the_end_of_input_is_the_end() {
+    let place = Place::new("pipe");
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let mut pipe = start(&place, &apple);
+    let dead = format!("{DEAD}{:060x}", 1);
+    let lines = [
+        invite("00000001-0000-4000-8000-000000000001", 60, &["ab01", &dead]),
+        String::new(),
+        "   ".to_owned(),
+        "{ \"call_id\": ".to_owned(),
+        invite("00000001-0000-4000-8000-000000000002", -5, &["ab02"]),
+        invite("00000001-0000-4000-8000-000000000003", 60, &["xyz"]),
+        // The last line may lack its newline.
+        invite("00000001-0000-4000-8000-000000000004", 60, &["ab04"]),
+    ];
+    pipe.write(lines.join("\n").as_bytes()).await;
+    pipe.close_stdin();
+    let status = pipe.ended(ANSWERED_WITHIN).await;
+    assert_eq!(status.code(), Some(0), "{}", pipe.last_words());
+
+    let (outcomes, events) = results(&pipe.stdout());
+    assert_eq!(outcomes.len(), 5, "blank lines are no invites: {outcomes:?}");
+    let result = |call: u8| &outcomes[&format!("00000001-0000-4000-8000-{call:012}")];
+    assert_eq!(result(1)["result"], "accepted");
+    assert_eq!(result(1)["devices"][1]["result"], "invalid_token");
+    assert_eq!(result(2)["result"], "expired");
+    assert_eq!(result(3)["result"], "undeliverable");
+    assert_eq!(result(3)["devices"][0]["action"], "fix_invite");
+    assert_eq!(result(4)["result"], "accepted");
+    assert_eq!(outcomes[""]["result"], "malformed");
+    assert!(outcomes[""]["error"].as_str().is_some_and(|error| error.contains("JSON")), "{}", outcomes[""]);
+    assert_eq!(events.len(), 1);
+    assert_eq!((&events[0]["token"], &events[0]["confidence"]), (&json!(dead), &json!("dead")));
+
+    let mut pushed: Vec<String> = apple.stop().await.iter().map(|push| push.token().to_owned()).collect();
+    pushed.sort();
+    assert_eq!(pushed, ["ab01".to_owned(), "ab04".to_owned(), dead]);
+}
+
+#[tokio::test]
+async fn answers_come_while_input_is_open_and_sigterm_drains() {
+    let place = Place::new("pipe-drain");
+    // Long enough that the signal comes first.
+    let apple = Apple::start(&place, (1_500, 1_500), "").await;
+    let mut pipe = start(&place, &apple);
+    pipe.write(format!("{}\n", invite("00000002-0000-4000-8000-000000000001", 60, &["ab01"])).as_bytes())
+        .await;
+    let until = Instant::now() + ANSWERED_WITHIN;
+    while results(&pipe.stdout()).0.is_empty() {
+        assert!(
+            Instant::now() < until && pipe.lives(),
+            "an answer before the input ends; {}",
+            pipe.last_words()
+        );
+        sleep(POLL_EVERY).await;
+    }
+
+    // The connection is warm now: the second invite is under way when the first byte of it has been taken.
+    pipe.write(format!("{}\n", invite("00000002-0000-4000-8000-000000000002", 60, &["ab02"])).as_bytes())
+        .await;
+    sleep(Duration::from_millis(500)).await;
+    pipe.terminate();
+    let status = pipe.ended(GRACE).await;
+    assert_eq!(status.code(), Some(0), "{}", pipe.last_words());
+    let (outcomes, _) = results(&pipe.stdout());
+    let second = &outcomes["00000002-0000-4000-8000-000000000002"];
+    assert_eq!(second["result"], "accepted", "what was started is finished");
+}
+
+fn start(place: &Place, apple: &Apple) -> Process {
+    let mut config = Config::new(apple);
+    // Nobody is there: a pipe needs no broker.
+    config.text("amqp", "uri", "amqp://guest:guest@127.0.0.1:9/%2f");
+    let file = config.write(place, "pipe.toml");
+    let file = file.to_str().expect("the test's paths are UTF-8").to_owned();
+    Process::start(RINGCAST, &["pipe", "--config", &file], &[], place.as_ref(), "pipe")
+}
+
+fn invite(call_id: &str, seconds_left: i64, tokens: &[&str]) -> String {
+    let devices: Vec<Value> = tokens.iter().map(|token| json!({ "token": token })).collect();
+    let deadline = written(now() + time::Duration::seconds(seconds_left));
+    json!({ "call_id": call_id, "app": "acme", "deadline": deadline, "devices": devices }).to_string()
+}
+
+/// Outcomes by call id (empty where there is none), and events. A last line that is still being written is left out.
+fn results(stdout: &str) -> (BTreeMap<String, Value>, Vec<Value>) {
+    let whole = stdout.rfind('\n').map_or("", |end| &stdout[..end]);
+    let mut outcomes = BTreeMap::new();
+    let mut events = Vec::new();
+    for line in whole.lines() {
+        let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line:?}"));
+        if value["type"] == "ringcast.outcome.v1" {
+            let call_id = value["call_id"].as_str().unwrap_or_default().to_owned();
+            assert!(outcomes.insert(call_id, value).is_none(), "one outcome each: {line}");
+        } else {
+            assert_eq!(value["type"], "ringcast.invalid-token.v1", "{line}");
+            events.push(value);
+        }
+    }
+    (outcomes, events)
+}

@@ -1,0 +1,106 @@
+//! A worker that stops, politely or not, in the middle of a load: nothing is lost, and what is done twice is bounded and
+//! can be told.
+
+use std::time::Duration;
+
+use crate::apple::{Apple, Push};
+use crate::client;
+use crate::load::declare;
+use crate::place::Place;
+use crate::plan::{Plan, Verdict, await_drained, read_all};
+use crate::vhost::Vhost;
+use crate::worker::{Config, Worker};
+
+const INVITES: usize = 4_000;
+/// The middle: where the first worker is stopped.
+const MIDDLE: usize = 1_000;
+const PREFETCH: usize = 200;
+const DRAINED_WITHIN: Duration = Duration::from_secs(150);
+/// Answers take so long that there is always something under way.
+const LATENCY_MS: (u64, u64) = (20, 60);
+
+#[tokio::test]
+async fn a_worker_told_to_stop_finishes_what_it_started_and_another_does_the_rest() {
+    let scene = Scene::new("terminate", 2).await;
+    let mut first = scene.start_and_reach_the_middle().await;
+    first.stop().await;
+    // Shown where the test fails.
+    println!("the first worker's log:\n{}", first.log());
+    let (verdict, outcomes) = scene.finish_with_another().await;
+    println!("{verdict:?}");
+    assert_eq!(outcomes, INVITES, "one outcome for each invite");
+    assert!(verdict.outcomes_doubled.is_empty(), "{verdict:?}");
+    assert!(verdict.pushes_doubled.is_empty(), "what was started was finished, not repeated: {verdict:?}");
+    assert!(verdict.redelivered.len() <= PREFETCH, "only what the first one held came again");
+}
+
+#[tokio::test]
+async fn a_killed_worker_loses_nothing_and_repeats_only_what_was_unacked() {
+    let scene = Scene::new("kill", 3).await;
+    let mut first = scene.start_and_reach_the_middle().await;
+    first.kill().await;
+    let (verdict, outcomes) = scene.finish_with_another().await;
+    assert!(outcomes < INVITES + PREFETCH, "{outcomes} outcomes: copies only of what was unacked");
+    judge_repeats(&verdict, PREFETCH);
+    assert!(!verdict.redelivered.is_empty(), "the kill came in the middle, so that something was unacked");
+}
+
+/// What a kill may do: invites that were unacked come again, at most as many as were held, and say so. An invite whose ack
+/// reached the broker never comes again, so whatever was done twice was unacked.
+fn judge_repeats(verdict: &Verdict, prefetch: usize) {
+    let Verdict { outcomes_doubled, pushes_doubled, redelivered } = verdict;
+    assert!(
+        redelivered.len() <= prefetch,
+        "at most {prefetch} were unacked, {} came again",
+        redelivered.len()
+    );
+    assert!(
+        outcomes_doubled.is_subset(redelivered),
+        "doubled outcomes of what came again alone: {verdict:?}"
+    );
+    assert!(pushes_doubled.is_subset(redelivered), "doubled pushes of what came again alone: {verdict:?}");
+}
+
+struct Scene {
+    place: Place,
+    vhost: Vhost,
+    apple: Apple,
+    config: Config,
+    plan: Plan,
+}
+
+impl Scene {
+    async fn new(name: &str, salt: u16) -> Self {
+        let place = Place::new(name);
+        let vhost = Vhost::new().await;
+        let apple = Apple::start(&place, LATENCY_MS, "").await;
+        let mut config = Config::new(&apple);
+        config.text("amqp", "uri", &vhost.uri()).set("amqp", "prefetch", &PREFETCH.to_string());
+        declare(&place, &config).await;
+        Self { place, vhost, apple, config, plan: Plan::new(INVITES, salt) }
+    }
+
+    async fn start_and_reach_the_middle(&self) -> Worker {
+        let uri = self.vhost.uri();
+        client::publish(&uri, "ringcast.invites", &self.plan.messages()).await;
+        let worker = Worker::start_ready(&self.place, &self.config, "first").await;
+        client::await_depth(&uri, "ringcast.outcomes", MIDDLE, DRAINED_WITHIN).await;
+        worker
+    }
+
+    /// Gives also the number of outcomes, copies included.
+    async fn finish_with_another(self) -> (Verdict, usize) {
+        let uri = self.vhost.uri();
+        let before = client::depth(&uri, "ringcast.outcomes").await;
+        assert!(before < INVITES, "the first worker was stopped in the middle, not at the end");
+        let mut second = Worker::start_ready(&self.place, &self.config, "second").await;
+        client::await_depth(&uri, "ringcast.outcomes", INVITES, DRAINED_WITHIN).await;
+        await_drained(&uri, &second, DRAINED_WITHIN).await;
+        second.stop().await;
+        assert_eq!(client::depth(&uri, "ringcast.invites").await, 0, "nothing is unacked, and nothing waits");
+        let outcomes = read_all(&uri, "ringcast.outcomes").await;
+        let events = read_all(&uri, "ringcast.invalid-tokens").await;
+        let pushes: Vec<Push> = self.apple.stop().await;
+        (self.plan.judge(&outcomes, &events, &pushes), outcomes.len())
+    }
+}

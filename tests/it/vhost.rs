@@ -1,0 +1,70 @@
+//! One broker for all tests of this process, and a virtual host of it for each test that wants a broker.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+use tokio::sync::OnceCell;
+
+use crate::broker::Broker;
+
+/// What to say where there is no broker: the tests fail then, they do not pass in silence.
+pub(crate) const NO_BROKER: &str =
+    "RabbitMQ is not installed: 'apt-get install --no-install-recommends rabbitmq-server', or run tests/run";
+
+/// Statics are never dropped; the broker's guardian sees the process end and cleans up.
+static BROKER: OnceCell<Broker> = OnceCell::const_new();
+static MADE: AtomicU32 = AtomicU32::new(0);
+
+/// An empty virtual host on the shared broker.
+#[derive(Debug)]
+pub(crate) struct Vhost {
+    name: String,
+    broker: &'static Broker,
+}
+
+impl Vhost {
+    /// Makes one, with all rights for `guest`.
+    pub(crate) async fn new() -> Self {
+        let broker = BROKER.get_or_init(start_broker).await;
+        let name = format!("v{}", MADE.fetch_add(1, Ordering::Relaxed));
+        // One program for both: each start of rabbitmqctl costs most of a second.
+        let make = format!(
+            "ok = rabbit_vhost:add(<<\"{name}\">>, <<\"tests\">>), \
+             rabbit_auth_backend_internal:set_permissions(<<\"guest\">>, <<\"{name}\">>, <<\".*\">>, <<\".*\">>, \
+             <<\".*\">>, <<\"tests\">>)."
+        );
+        broker.ctl(&["eval", &make]).await.unwrap_or_else(|error| panic!("no virtual host: {error}"));
+        Self { name, broker }
+    }
+
+    /// Where clients connect.
+    pub(crate) fn uri(&self) -> String {
+        self.broker.uri_of(&self.name)
+    }
+
+    /// A `rabbitmqctl list_…` of this virtual host.
+    pub(crate) async fn list(&self, what: &str, columns: &[&str]) -> Vec<Value> {
+        list(self.broker, &self.name, what, columns).await
+    }
+}
+
+/// A `rabbitmqctl list_…`, row by row.
+pub(crate) async fn list(broker: &Broker, vhost: &str, what: &str, columns: &[&str]) -> Vec<Value> {
+    let mut args = vec![what];
+    if what != "list_connections" {
+        args.extend(["-p", vhost]);
+    }
+    args.extend(["--formatter", "json"]);
+    args.extend(columns);
+    let text = broker.ctl(&args).await.unwrap_or_else(|error| panic!("{error}"));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("rabbitmqctl {what}: {error} in {text}"))
+}
+
+/// Starts a broker or says why there is none.
+pub(crate) async fn start_broker() -> Broker {
+    match Broker::start().await {
+        Ok(Some(broker)) => broker,
+        Ok(None) => panic!("{NO_BROKER}"),
+        Err(error) => panic!("{error}"),
+    }
+}
