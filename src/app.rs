@@ -78,7 +78,17 @@ pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
 
 /// `ringcast run`: the worker, until a signal.
 pub fn run(config: Config) -> Result<Ending, StartError> {
-    block_on(serve(config))?
+    block_on(async {
+        let mut first = Signals::listen()?;
+        // Listened to from the first signal on.
+        let second = async {
+            match Signals::listen() {
+                Ok(mut second) => second.next().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        serve(config, first.next(), second).await
+    })?
 }
 
 /// The parts that `run`, `pipe` and the demo share: the worker and its connections to APNs.
@@ -124,8 +134,14 @@ impl Core {
 /// The whole worker. Start: metrics and admin, not ready → keys → one connection to APNs → broker → ready. Stop, in the
 /// direction of the flow: not ready → no new invites → what was begun is finished, confirmed, acknowledged → GOAWAY →
 /// admin last.
-async fn serve(config: Config) -> Result<Ending, StartError> {
-    let mut signals = Signals::listen()?;
+///
+/// It stops when `stop` returns, and lets go of what is then still under way when `cut` does, which is not polled before.
+pub async fn serve(
+    config: Config,
+    stop: impl Future<Output = ()>,
+    cut: impl Future<Output = ()>,
+) -> Result<Ending, StartError> {
+    let mut told = std::pin::pin!(stop);
     let metrics = Metrics::new();
     let health = Health::new();
     let (lifecycle, stage) = watch::channel("starting");
@@ -147,7 +163,7 @@ async fn serve(config: Config) -> Result<Ending, StartError> {
     watch_apns(&core.apns, &config.apps, &metrics, &health);
     tokio::select! {
         biased;
-        () = signals.next() => {
+        () = &mut told => {
             core.apns.close().await;
             admin.stop();
             return Ok(Ending::Done);
@@ -183,7 +199,7 @@ async fn serve(config: Config) -> Result<Ending, StartError> {
     tracing::info!(apps = config.apps.len(), queues = ?config.amqp.invites, "the worker runs");
 
     let stopping = async {
-        signals.next().await;
+        told.await;
         tracing::info!(grace_s = config.shutdown_grace.as_secs(), "the worker stops");
         lifecycle.send_replace("draining");
         phase.send_replace(Phase::Draining);
@@ -207,14 +223,13 @@ async fn serve(config: Config) -> Result<Ending, StartError> {
         let _ = broker.await;
         core.apns.close().await;
     };
-    let mut second = Signals::listen()?;
     let ending = tokio::select! {
         biased;
         finished = timeout(config.shutdown_grace, finish) => match finished {
             Ok(()) => Ending::Done,
             Err(_) => Ending::GraceRanOut,
         },
-        () = second.next() => Ending::Cut,
+        () = cut => Ending::Cut,
     };
     heartbeat.abort();
     admin.stop();

@@ -145,7 +145,7 @@ impl Link {
     }
 
     /// A new channel.
-    pub(super) async fn channel(&self) -> Result<Channel, Error> {
+    pub async fn channel(&self) -> Result<Channel, Error> {
         ask("opening a channel", self.connection.create_channel()).await.map_err(Error::Lost)
     }
 
