@@ -209,15 +209,17 @@ pub async fn serve(
         let ((), ()) = tokio::join!(working, stopping);
     };
     tokio::pin!(tail);
-    // First without a limit, until the signal; then the rest of it within the grace.
+    // First without a limit, until the signal; then the rest of it within the grace. An idle worker has no rest.
     let mut draining = phase.subscribe();
-    tokio::select! {
+    let idle = tokio::select! {
         biased;
-        () = &mut tail => {}
-        _ = draining.wait_for(|phase| *phase != Phase::Running) => {}
-    }
+        () = &mut tail => true,
+        _ = draining.wait_for(|phase| *phase != Phase::Running) => false,
+    };
     let finish = async {
-        tail.await;
+        if !idle {
+            tail.await;
+        }
         phase.send_replace(Phase::Closing);
         // Its failure is a panic, which the log has; there is nothing left to close then.
         let _ = broker.await;
