@@ -1,0 +1,123 @@
+//! A process under measurement: started, watched, weighed through `/proc` while it still lives, and never left behind.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use super::Failure;
+
+/// Ticks a second in `/proc/<pid>/stat`: `USER_HZ`, 100 on every architecture that Linux serves us on (proc(5)).
+const TICKS_A_SECOND: u64 = 100;
+
+/// A child process. Dropped, it is killed and reaped.
+pub struct Running {
+    child: Child,
+    name: &'static str,
+}
+
+/// What a process has used so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// CPU in its own code, all threads, those that ended included.
+    pub user: Duration,
+    /// CPU in the kernel on its behalf.
+    pub system: Duration,
+    /// The most memory that was ever resident (`VmHWM`), in KiB.
+    pub peak_kib: u64,
+}
+
+impl Usage {
+    /// CPU altogether.
+    pub fn cpu(&self) -> Duration {
+        self.user + self.system
+    }
+
+    /// The CPU used since an earlier look; the peak stays what it is.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            user: self.user.saturating_sub(earlier.user),
+            system: self.system.saturating_sub(earlier.system),
+            peak_kib: self.peak_kib,
+        }
+    }
+}
+
+impl Running {
+    /// Starts a command whose stdin and stdout are pipes; its stderr is ours.
+    pub fn start(name: &'static str, command: &mut Command) -> Result<Self, Failure> {
+        Self::spawn(name, command.stdin(Stdio::piped()).stdout(Stdio::piped()))
+    }
+
+    /// Starts a server that says in one line on stderr where it listens; that line comes back.
+    pub fn serve(name: &'static str, command: &mut Command) -> Result<(Self, String), Failure> {
+        let mut running =
+            Self::spawn(name, command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()))?;
+        let stderr = running.child.stderr.take().ok_or("its stderr is a pipe, but it is gone")?;
+        let mut stderr = BufReader::new(stderr);
+        let mut line = String::new();
+        stderr.read_line(&mut line)?;
+        pass_on(stderr);
+        Ok((running, line))
+    }
+
+    fn spawn(name: &'static str, command: &mut Command) -> Result<Self, Failure> {
+        let child = command.spawn().map_err(|error| format!("{name} does not start: {error}"))?;
+        Ok(Self { child, name })
+    }
+
+    /// The two ends that talk to it, once.
+    pub fn pipes(&mut self) -> Result<(ChildStdin, ChildStdout), Failure> {
+        match (self.child.stdin.take(), self.child.stdout.take()) {
+            (Some(stdin), Some(stdout)) => Ok((stdin, stdout)),
+            _ => Err(format!("the pipes of {} were taken before", self.name).into()),
+        }
+    }
+
+    /// What it has used up to now. It must still live: a process that ended has nothing left to read.
+    pub fn usage(&self) -> Result<Usage, Failure> {
+        let pid = self.child.id();
+        let gone = |error| format!("{} ended before it was weighed: {error}", self.name);
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(gone)?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(gone)?;
+        // The name in brackets may hold anything; behind it come fields 3 and up, of which 14 and 15 are the ticks.
+        let mut ticks = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
+        let mut next = || -> Result<Duration, Failure> {
+            let ticks: u64 = ticks.next().ok_or("/proc/<pid>/stat is short")?.parse()?;
+            Ok(Duration::from_millis(ticks * 1000 / TICKS_A_SECOND))
+        };
+        let (user, system) = (next()?, next()?);
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
+        let peak_kib = peak.ok_or_else(|| format!("{} has no VmHWM: it ended", self.name))?.parse()?;
+        Ok(Usage { user, system, peak_kib })
+    }
+
+    /// Waits for its end, which its closed stdin brings about; any exit code but 0 is a failure.
+    pub fn finish(mut self) -> Result<(), Failure> {
+        let status = self.child.wait()?;
+        if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", self.name).into()) }
+    }
+
+    /// Ends it, so that whoever waits for it at a pipe sees the end.
+    pub fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a server says later goes to our stderr; a full pipe must not stop it.
+fn pass_on(stderr: BufReader<ChildStderr>) {
+    std::thread::spawn(move || {
+        for line in stderr.lines().map_while(Result::ok) {
+            eprintln!("{line}");
+        }
+    });
+}

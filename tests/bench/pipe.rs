@@ -1,0 +1,288 @@
+//! What `ringcast pipe` costs a push, and whether its memory stays flat: see `README.md` beside this file.
+//!
+//! Three processes, each with its own CPU account: this one (makes invites, judges outcomes), `ringcast pipe`, and
+//! `apns-simulator`. In each round the reference, a bare h2 client in a process of its own, then sends the same pushes.
+
+#![allow(unreachable_pub, missing_docs, reason = "the modules of a benchmark, which nobody else sees")]
+
+mod child;
+mod reference;
+mod report;
+mod traffic;
+
+use std::error::Error;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Command, ExitCode};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use child::Running;
+use clap::{Parser, Subcommand};
+use report::Row;
+use tokio::time::Instant;
+
+/// Whatever went wrong, in words.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+pub const TEAM_ID: &str = "TEAM123456";
+pub const KEY_ID: &str = "KEY1234567";
+pub const TOPIC: &str = "com.acme.voice.voip";
+
+/// `apns.connections` and `amqp.prefetch`: the defaults, said aloud because the reference takes the same.
+const CONNECTIONS: u64 = 2;
+const PREFETCH: u64 = 500;
+
+/// How much more memory many invites may take than few.
+const GROWTH_MAX: f64 = 1.5;
+
+/// A run in which nothing moves for this long has failed.
+const STALL: Duration = Duration::from_secs(30);
+
+/// Pushes invites through `ringcast pipe` to `apns-simulator` on 127.0.0.1; measures memory, rate and CPU a push beside a
+/// bare h2 client
+#[derive(Parser)]
+#[command(
+    name = "pipe",
+    after_help = "Fails (exit 1) when an invite is lost or not accepted, or when memory grows with their number. \
+`cargo bench --bench pipe` runs the full size; without cargo's `--bench`, as in `cargo test --benches`, the smoke size."
+)]
+struct Arguments {
+    /// Invites of a measured run [default: 200000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    invites: Option<u64>,
+    /// Invites of the short run that memory is compared with; below 10000 the tables are not full yet [default: 20000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    few: Option<u64>,
+    /// Rounds of one measured run and one run of the reference, one after the other [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// The size for a test suite, the same checks: 60000 invites, 10000 in the short run, one round
+    #[arg(long)]
+    smoke: bool,
+    /// Cargo says so to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Be the reference; the benchmark starts it by itself
+    #[command(hide = true)]
+    Reference(reference::Task),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let ended = match &arguments.role {
+        Some(Role::Reference(task)) => reference::run(task),
+        None => measure(&arguments),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("pipe: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(arguments: &Arguments) -> Result<(), Failure> {
+    let smoke = arguments.smoke || !arguments.bench;
+    let (invites, few, rounds) = if smoke { (60_000, 10_000, 1) } else { (200_000, 20_000, 3) };
+    let invites = arguments.invites.unwrap_or(invites);
+    let few = arguments.few.unwrap_or(few);
+    let rounds = arguments.rounds.unwrap_or(rounds);
+
+    let place = Place::new()?;
+    let bed = Bed::start(&place)?;
+    report::head();
+    let short = bed.pipe(0, few)?;
+    report::line("ringcast, few", &short);
+    let mut pairs = Vec::new();
+    for round in 1..=rounds {
+        let pipe = bed.pipe(2 * round, invites)?;
+        report::line("ringcast", &pipe);
+        let reference = bed.reference(2 * round + 1, invites)?;
+        report::line("reference", &reference);
+        pairs.push((pipe, reference));
+    }
+    report::ratios(&pairs);
+    let peak = pairs.iter().map(|(pipe, _)| pipe.usage.peak_kib).max().unwrap_or_default();
+    let growth = report::memory(&short, invites, peak);
+    if growth > GROWTH_MAX {
+        return Err(format!("memory grows with the invites: {growth:.2} times, at most {GROWTH_MAX}").into());
+    }
+    Ok(())
+}
+
+/// A folder of this run, removed in the end.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Result<Self, Failure> {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pipe-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Left over, it is a few small files in the target folder.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The simulator, and what it takes to push to it.
+struct Bed {
+    simulator: Running,
+    identity: PathBuf,
+    config: PathBuf,
+    port: u16,
+}
+
+impl Bed {
+    fn start(place: &Place) -> Result<Self, Failure> {
+        let identity = place.0.join("identity");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_apns-simulator"));
+        command.args(["--listen", "127.0.0.1:0", "--team-id", TEAM_ID, "--key-id", KEY_ID, "--identity"]);
+        let (simulator, line) = Running::serve("apns-simulator", command.arg(&identity))?;
+        let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
+        let port = port.ok_or_else(|| format!("apns-simulator did not say where it listens: {line}"))?;
+        let config = place.0.join("config.toml");
+        let key_file = identity.join(format!("AuthKey_{KEY_ID}.p8"));
+        let bundle_id = TOPIC.trim_end_matches(".voip");
+        std::fs::write(
+            &config,
+            format!(
+                "[amqp]\nprefetch = {PREFETCH}\n[apns]\nproduction = \"https://127.0.0.1:{port}\"\nca_file = {:?}\n\
+                 connections = {CONNECTIONS}\n[log]\nlevel = \"warn\"\n[apps.acme]\nbundle_id = \"{bundle_id}\"\n\
+                 [apps.acme.auth]\nteam_id = \"{TEAM_ID}\"\nkey_id = \"{KEY_ID}\"\nkey_file = {key_file:?}\n",
+                identity.join("ca.pem")
+            ),
+        )?;
+        Ok(Self { simulator, identity, config, port })
+    }
+
+    /// A run of `ringcast pipe`.
+    fn pipe(&self, run: u32, count: u64) -> Result<Row, Failure> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringcast"));
+        // Nothing of the caller's own settings.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("RINGCAST__") {
+                command.env_remove(name);
+            }
+        }
+        command.arg("pipe").arg("--config").arg(&self.config);
+        self.weigh("ringcast", &mut command, count, |mut stdin, stdout, progress| {
+            let writer =
+                thread::spawn(move || traffic::write_invites(&mut stdin, run, count).map(|()| stdin));
+            let mut stdout = BufReader::with_capacity(1 << 16, stdout);
+            let attempts = traffic::read_outcomes(&mut stdout, run, count, progress)?;
+            let stdin = writer.join().map_err(|_| "the writer of invites panicked")??;
+            Ok(Answered { attempts, stdin, stdout })
+        })
+    }
+
+    /// A run of the reference.
+    fn reference(&self, run: u32, count: u64) -> Result<Row, Failure> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("reference").arg("--identity").arg(&self.identity);
+        for (name, value) in [
+            ("--port", u64::from(self.port)),
+            ("--run", u64::from(run)),
+            ("--pushes", count),
+            ("--connections", CONNECTIONS),
+            ("--streams", PREFETCH),
+        ] {
+            command.arg(name).arg(value.to_string());
+        }
+        self.weigh("the reference", &mut command, count, |stdin, stdout, progress| {
+            let mut stdout = BufReader::new(stdout);
+            let mut accepted = 0;
+            while accepted < count {
+                let mut line = String::new();
+                stdout.read_line(&mut line)?;
+                accepted = line.trim().parse().map_err(|_| format!("it ended after {accepted} pushes"))?;
+                progress.store(accepted, Ordering::Relaxed);
+            }
+            Ok(Answered { attempts: count, stdin, stdout })
+        })
+    }
+
+    /// Runs a command and weighs it when everything is answered, before the end of its stdin lets it end.
+    fn weigh(
+        &self,
+        name: &'static str,
+        command: &mut Command,
+        count: u64,
+        talk: impl FnOnce(ChildStdin, ChildStdout, &AtomicU64) -> Result<Answered, Failure> + Send,
+    ) -> Result<Row, Failure> {
+        let before = self.simulator.usage()?;
+        let started = Instant::now();
+        let mut running = Running::start(name, command)?;
+        let (stdin, stdout) = running.pipes()?;
+        let progress = AtomicU64::new(0);
+        let (answered, elapsed) = thread::scope(|scope| {
+            let (done, ended) = sync_channel(1);
+            let progress = &progress;
+            scope.spawn(move || {
+                let answered = talk(stdin, stdout, progress);
+                // The other end waits for it, or has given the run up.
+                let _ = done.send(answered.map(|answered| (answered, started.elapsed())));
+            });
+            let mut seen = 0;
+            loop {
+                match ended.recv_timeout(STALL) {
+                    Ok(result) => return result,
+                    Err(RecvTimeoutError::Disconnected) => return Err("the other thread panicked".into()),
+                    Err(RecvTimeoutError::Timeout) => {
+                        let now = progress.load(Ordering::Relaxed);
+                        if now == seen {
+                            // Its end is what the other thread waits for.
+                            running.kill();
+                            return Err(
+                                format!("{name} stands still at {now} of {count}; it was killed").into()
+                            );
+                        }
+                        seen = now;
+                    }
+                }
+            }
+        })
+        .map_err(|error| format!("{name}: {error}"))?;
+        let usage = running.usage()?;
+        let simulator = self.simulator.usage()?.since(&before);
+        let Answered { attempts, stdin, stdout } = answered;
+        drop(stdin);
+        let rest = read_rest(stdout).map_err(|error| format!("{name}: {error}"))?;
+        if !rest.is_empty() {
+            return Err(format!("{name} says more than was asked: {}", String::from_utf8_lossy(&rest)).into());
+        }
+        running.finish()?;
+        Ok(Row { count, attempts, elapsed, usage, simulator })
+    }
+}
+
+/// A run in which everything was answered. Its stdin is still open.
+struct Answered {
+    attempts: u64,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+/// What else comes until stdout is closed.
+fn read_rest(mut stdout: BufReader<ChildStdout>) -> Result<Vec<u8>, Failure> {
+    let (done, ended) = sync_channel(1);
+    thread::spawn(move || {
+        let mut rest = Vec::new();
+        // The other end waits for it, or has given up.
+        let _ = done.send(stdout.read_to_end(&mut rest).map(|_| rest));
+    });
+    Ok(ended.recv_timeout(STALL).map_err(|_| "it does not end when its stdin does")??)
+}

@@ -1,0 +1,180 @@
+//! The reference: the same pushes, sent by the bare h2 crate.
+//!
+//! It opens the same number of connections through the same dial (name, TCP, TLS, ALPN), keeps as many streams in flight as
+//! `ringcast pipe` does, and sends requests that are the same byte for byte but for ids, tokens and times. It reads no
+//! invite, looks at no clock, retries nothing, remembers nothing and writes no outcome. What Ringcast costs beyond it is
+//! Ringcast's own; what it costs itself is the price of HTTP/2 over TLS with this library.
+
+use std::cell::Cell;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, StatusCode, Uri};
+use p256::ecdsa::signature::Signer;
+use p256::ecdsa::{Signature, SigningKey};
+use p256::pkcs8::DecodePrivateKey;
+use ringcast::apns::{Endpoint, dial};
+use ringcast::clock::Clock;
+use tokio::task::{JoinSet, LocalSet};
+
+use super::{Failure, KEY_ID, TEAM_ID, TOPIC, traffic};
+
+const APNS_EXPIRATION: HeaderName = HeaderName::from_static("apns-expiration");
+const APNS_ID: HeaderName = HeaderName::from_static("apns-id");
+const APNS_PRIORITY: HeaderName = HeaderName::from_static("apns-priority");
+const APNS_PUSH_TYPE: HeaderName = HeaderName::from_static("apns-push-type");
+const APNS_TOPIC: HeaderName = HeaderName::from_static("apns-topic");
+
+/// How often it says how far it is.
+const PUSHES_A_LINE: u64 = 10_000;
+
+/// What the reference is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Task {
+    /// The simulator's port on 127.0.0.1
+    #[arg(long)]
+    pub port: u16,
+    /// The simulator's folder
+    #[arg(long)]
+    pub identity: std::path::PathBuf,
+    /// Number of the run
+    #[arg(long)]
+    pub run: u32,
+    /// How many pushes
+    #[arg(long)]
+    pub pushes: u64,
+    /// Connections
+    #[arg(long)]
+    pub connections: u64,
+    /// Streams in flight, on all connections together
+    #[arg(long)]
+    pub streams: u64,
+}
+
+/// Sends all, says on stdout how many were accepted so far, and lives on to be weighed until stdin ends.
+pub fn run(task: &Task) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, push_all(task))?;
+    io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+async fn push_all(task: &Task) -> Result<(), Failure> {
+    let tls = dial::tls_config(Some(&task.identity.join("ca.pem")))?;
+    let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: task.port };
+    let dial = dial::tls_dial(endpoint, tls);
+    let template = Rc::new(Template::new(task)?);
+    let mut senders = Vec::new();
+    for _ in 0..task.connections {
+        let (sender, connection) =
+            h2::client::Builder::new().enable_push(false).handshake(dial().await?).await?;
+        tokio::spawn(connection);
+        senders.push(sender);
+    }
+    let (accepted, pushes) = (Rc::new(Cell::new(0_u64)), task.pushes);
+    let mut lanes = JoinSet::new();
+    for (first, sender) in (0..task.streams).zip(senders.iter().cycle()) {
+        let (template, sender, accepted) = (Rc::clone(&template), sender.clone(), Rc::clone(&accepted));
+        let numbers = (first..task.pushes).step_by(usize::try_from(task.streams)?);
+        lanes.spawn_local(async move {
+            for number in numbers {
+                push(&template, &sender, number).await?;
+                accepted.set(accepted.get() + 1);
+                if accepted.get().is_multiple_of(PUSHES_A_LINE) || accepted.get() == pushes {
+                    writeln!(io::stdout(), "{}", accepted.get())?;
+                }
+            }
+            Ok::<_, Failure>(())
+        });
+    }
+    while let Some(ended) = lanes.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+async fn push(template: &Template, sender: &SendRequest<Bytes>, number: u64) -> Result<(), Failure> {
+    let call_id = traffic::call_id(template.run, number);
+    let body = Bytes::from(traffic::push_body(&call_id, template.deadline));
+    let request = template.request(&call_id, &traffic::token(template.run, number))?;
+    let (answer, mut stream) = sender.clone().ready().await?.send_request(request, false)?;
+    stream.send_data(body, true)?;
+    let status = answer.await?.status();
+    if status == StatusCode::OK { Ok(()) } else { Err(format!("push {number} was answered {status}").into()) }
+}
+
+/// What is the same in every request.
+struct Template {
+    run: u32,
+    deadline: ringcast::domain::timestamp::Timestamp,
+    authority: Authority,
+    authorization: HeaderValue,
+    topic: HeaderValue,
+}
+
+impl Template {
+    fn new(task: &Task) -> Result<Self, Failure> {
+        let mut authorization = HeaderValue::try_from(format!("bearer {}", provider_token(&task.identity)?))?;
+        authorization.set_sensitive(true);
+        Ok(Self {
+            run: task.run,
+            deadline: traffic::deadline(),
+            authority: Authority::try_from(format!("127.0.0.1:{}", task.port))?,
+            authorization,
+            topic: HeaderValue::from_static(TOPIC),
+        })
+    }
+
+    fn request(&self, call_id: &str, token: &str) -> Result<Request<()>, Failure> {
+        let uri = Uri::builder()
+            .scheme(Scheme::HTTPS)
+            .authority(self.authority.clone())
+            .path_and_query(PathAndQuery::try_from(format!("/3/device/{token}"))?)
+            .build()?;
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(AUTHORIZATION, self.authorization.clone());
+        headers.insert(APNS_TOPIC, self.topic.clone());
+        headers.insert(APNS_PUSH_TYPE, HeaderValue::from_static("voip"));
+        headers.insert(APNS_PRIORITY, HeaderValue::from_static("10"));
+        let (mut expiration, mut id) = (HeaderValue::from_static("0"), HeaderValue::try_from(call_id)?);
+        expiration.set_sensitive(true);
+        id.set_sensitive(true);
+        headers.insert(APNS_EXPIRATION, expiration);
+        headers.insert(APNS_ID, id);
+        Ok(request)
+    }
+}
+
+/// A provider token of the simulator's key (Apple, *Establishing a token-based connection to APNs*).
+fn provider_token(identity: &Path) -> Result<String, Failure> {
+    let pem = std::fs::read_to_string(identity.join(format!("AuthKey_{KEY_ID}.p8")))?;
+    let key = SigningKey::from_pkcs8_pem(&pem).map_err(|error| error.to_string())?;
+    let header = base64url(format!(r#"{{"alg":"ES256","kid":"{KEY_ID}"}}"#).as_bytes());
+    let issued_at = Clock::system().unix_ms() / 1000;
+    let claims = base64url(format!(r#"{{"iss":"{TEAM_ID}","iat":{issued_at}}}"#).as_bytes());
+    let signed = format!("{header}.{claims}");
+    let signature: Signature = key.sign(signed.as_bytes());
+    Ok(format!("{signed}.{}", base64url(&signature.to_bytes())))
+}
+
+/// RFC 4648 §5, without padding.
+fn base64url(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::new();
+    for group in bytes.chunks(3) {
+        let word =
+            group.iter().chain([0; 2].iter()).take(3).fold(0, |word, byte| word << 8 | usize::from(*byte));
+        for sextet in 0..=group.len() {
+            text.push(char::from(ALPHABET[word >> (18 - 6 * sextet) & 63]));
+        }
+    }
+    text
+}

@@ -1,0 +1,92 @@
+//! What was measured, as text.
+
+use std::time::Duration;
+
+use super::child::Usage;
+
+/// One run.
+pub struct Row {
+    /// Pushes, all of them accepted.
+    pub count: u64,
+    /// How many attempts they took.
+    pub attempts: u64,
+    /// From the start of the process to the last answer.
+    pub elapsed: Duration,
+    /// What the process used in that time.
+    pub usage: Usage,
+    /// What the simulator used in that time.
+    pub simulator: Usage,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
+
+impl Row {
+    fn micros(&self, spent: Duration) -> f64 {
+        spent.as_secs_f64() * 1e6 / float(self.count)
+    }
+
+    fn rate(&self) -> f64 {
+        float(self.count) / self.elapsed.as_secs_f64()
+    }
+}
+
+fn mib(kib: u64) -> f64 {
+    float(kib) / 1024.0
+}
+
+/// The machine, the versions and the columns.
+pub fn head() {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let profile = if cfg!(debug_assertions) { "debug: the times mean nothing" } else { "release" };
+    println!("ringcast {} ({profile}), {cores} cores\n", env!("CARGO_PKG_VERSION"));
+    println!(
+        "{:<14} {:>8} {:>8} {:>7} {:>9} {:>24} {:>9} {:>10}",
+        "run", "pushes", "attempts", "s", "pushes/s", "CPU us/push (user+sys)", "peak MiB", "simulator"
+    );
+}
+
+/// One run as a line.
+pub fn line(name: &str, row: &Row) {
+    println!(
+        "{:<14} {:>8} {:>8} {:>7.2} {:>9.0} {:>8.1} ({:>5.1} + {:>5.1}) {:>9.1} {:>7.1} us",
+        name,
+        row.count,
+        row.attempts,
+        row.elapsed.as_secs_f64(),
+        row.rate(),
+        row.micros(row.usage.cpu()),
+        row.micros(row.usage.user),
+        row.micros(row.usage.system),
+        mib(row.usage.peak_kib),
+        row.micros(row.simulator.cpu()),
+    );
+}
+
+/// Ringcast against the reference, round by round.
+pub fn ratios(pairs: &[(Row, Row)]) {
+    println!();
+    ratio("CPU a push, ringcast / reference", pairs, |row| row.micros(row.usage.cpu()));
+    ratio("pushes/s, ringcast / reference", pairs, Row::rate);
+}
+
+fn ratio(name: &str, pairs: &[(Row, Row)], of: impl Fn(&Row) -> f64) {
+    let mut ratios: Vec<f64> = pairs.iter().map(|(pipe, reference)| of(pipe) / of(reference)).collect();
+    let rounds: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
+    ratios.sort_by(f64::total_cmp);
+    println!("{name}: median {:.2} (rounds: {})", ratios[ratios.len() / 2], rounds.join(" "));
+}
+
+/// The peak with many invites against the one with few; how many times more comes back.
+pub fn memory(few: &Row, invites: u64, peak_kib: u64) -> f64 {
+    let growth = float(peak_kib) / float(few.usage.peak_kib.max(1));
+    println!(
+        "memory: {:.1} MiB with {invites} invites, {:.1} MiB with {}: {growth:.2} times",
+        mib(peak_kib),
+        mib(few.usage.peak_kib),
+        few.count
+    );
+    growth
+}

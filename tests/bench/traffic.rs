@@ -1,0 +1,142 @@
+//! Invites that are made as they are sent, and outcomes that are judged as they come.
+//!
+//! Push `n` of run `r` has a call id and a device token of its own, both computed from the two numbers, so that nothing is
+//! kept to check an outcome but one bit.
+
+use std::io::{self, BufRead, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ringcast::clock::Clock;
+use ringcast::domain::timestamp::Timestamp;
+use serde::Deserialize;
+
+use super::Failure;
+
+/// From an invite to its deadline: less than `worker.deadline_max`, and far more than any run needs.
+const RING_TIME: Duration = Duration::from_mins(4);
+
+/// Invites that share a look at the clock.
+const INVITES_A_LOOK: u64 = 256;
+
+/// The call id of a push.
+pub fn call_id(run: u32, number: u64) -> String {
+    format!("{run:08x}-0000-4000-8000-{number:012x}")
+}
+
+/// The device token of a push: 32 bytes in hex that look like nothing else, as Apple's do (`SplitMix64`).
+pub fn token(run: u32, number: u64) -> String {
+    use std::fmt::Write;
+    let mut text = String::with_capacity(64);
+    let mut state = (u64::from(run) << 40) ^ number;
+    for _ in 0..4 {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = state;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^= word >> 31;
+        // A String takes everything.
+        let _ = write!(text, "{word:016x}");
+    }
+    text
+}
+
+/// The push body that the worker makes of such an invite, for the reference to send the same.
+pub fn push_body(call_id: &str, deadline: Timestamp) -> String {
+    format!(
+        r#"{{"aps":{{}},"callUUID":"{call_id}","handle":"+15551234567","callerName":"Ada Lovelace","hasVideo":false,"expiresAt":{},"room":"r-17"}}"#,
+        deadline.unix_seconds()
+    )
+}
+
+/// The deadline of an invite that is made now.
+pub fn deadline() -> Timestamp {
+    now().plus(RING_TIME)
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_unix_ms(Clock::system().unix_ms())
+}
+
+/// Writes the invites of a run, one JSON line each, as fast as they are taken.
+pub fn write_invites(mut to: impl Write, run: u32, count: u64) -> io::Result<()> {
+    let mut lines = Vec::new();
+    let mut instants = String::new();
+    for number in 0..count {
+        if number % INVITES_A_LOOK == 0 {
+            to.write_all(&lines)?;
+            lines.clear();
+            instants = format!(r#""deadline":"{}","created_at":"{}""#, deadline(), now());
+        }
+        writeln!(
+            lines,
+            r#"{{"call_id":"{}","app":"acme",{instants},"caller":{{"handle":"+15551234567","name":"Ada Lovelace"}},"has_video":false,"devices":[{{"token":"{}","environment":"production","id":"phone-1"}}],"payload":{{"room":"r-17"}}}}"#,
+            call_id(run, number),
+            token(run, number),
+        )?;
+    }
+    to.write_all(&lines)?;
+    to.flush()
+}
+
+/// What the benchmark reads of an outcome.
+#[derive(Deserialize)]
+struct Outcome<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    call_id: &'a str,
+    result: &'a str,
+    devices: Vec<Device<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Device<'a> {
+    token: &'a str,
+    result: &'a str,
+    status: u16,
+    attempts: u64,
+}
+
+/// Reads outcomes until each invite of the run has its own, and checks that all were accepted. `progress` counts along.
+/// How many attempts it took comes back.
+pub fn read_outcomes(
+    from: &mut impl BufRead,
+    run: u32,
+    count: u64,
+    progress: &AtomicU64,
+) -> Result<u64, Failure> {
+    let mut seen = vec![false; usize::try_from(count)?];
+    let mut attempts = 0;
+    let mut line = Vec::new();
+    for read in 0..count {
+        line.clear();
+        if from.read_until(b'\n', &mut line)? == 0 {
+            return Err(format!("the outcomes ended after {read} of {count}").into());
+        }
+        attempts += judge(&line, run, &mut seen)
+            .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&line)))?;
+        progress.store(read + 1, Ordering::Relaxed);
+    }
+    Ok(attempts)
+}
+
+fn judge(line: &[u8], run: u32, seen: &mut [bool]) -> Result<u64, Failure> {
+    let outcome: Outcome<'_> = serde_json::from_slice(line)?;
+    let number = outcome.call_id.rsplit('-').next().unwrap_or_default();
+    let number = u64::from_str_radix(number, 16)?;
+    let [device] = &outcome.devices[..] else { return Err("not one device".into()) };
+    if outcome.kind != "ringcast.outcome.v1"
+        || outcome.call_id != call_id(run, number)
+        || device.token != token(run, number)
+    {
+        return Err("not an outcome of this run".into());
+    }
+    if outcome.result != "accepted" || device.result != "accepted" || device.status != 200 {
+        return Err("not accepted".into());
+    }
+    let seen = seen.get_mut(usize::try_from(number)?).ok_or("nobody sent that invite")?;
+    if std::mem::replace(seen, true) {
+        return Err("a second outcome for one invite".into());
+    }
+    Ok(device.attempts)
+}
