@@ -149,8 +149,8 @@ pub async fn serve(
         "" => Readiness::ready(),
         stage => Readiness::not_ready(stage),
     });
-    let admin = admin::start(config.admin.clone(), Arc::clone(&metrics), health.clone())
-        .map_err(StartError::Admin)?;
+    let admin =
+        admin::start(config.admin, Arc::clone(&metrics), health.clone()).map_err(StartError::Admin)?;
     let heartbeat = tokio::spawn({
         let health = health.clone();
         async move { health.beat().await }

@@ -3,7 +3,7 @@
 //! A **session** is two connections (one to consume, one to publish), their channels and consumers, as one unit:
 //! [`supervisor`] builds it whole, and when any part of it ends, tears all of it down and builds it anew. The client
 //! library's own recovery stays off, because it leaves consumers that wait for ever. [`dial`] makes a connection,
-//! [`topology`] knows every queue and exchange, [`inbox`] consumes and settles, [`outbox`] publishes. Towards the worker
+//! [`topology`] knows every queue and exchange, `inbox` consumes and settles, `outbox` publishes. Towards the worker
 //! there are only the two flows of `worker::mailbox`.
 
 mod describe;
