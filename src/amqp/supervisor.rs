@@ -320,6 +320,8 @@ impl Signs {
                 self.usable(consuming);
                 Ok(())
             }
+            // A channel was closed: whoever works with it sees that, and a channel for copies is nobody else's concern.
+            Some(Event::Error(error)) if error.is_amqp_soft_error() => Ok(()),
             Some(Event::Error(error)) => Err(Error::Lost(format!("the broker closed: {}", describe(&error)))),
             Some(_) => Ok(()),
             None => Err(Error::Lost("the connection is gone".to_owned())),

@@ -1,0 +1,102 @@
+//! The stop, in order.
+
+use std::time::Duration;
+
+use ringcast::amqp::{Phase, State};
+use tokio::time::{Instant, timeout};
+
+use super::{LIMIT, Peer, Rig, result, settings};
+use crate::vhost::{Vhost, start_broker};
+
+#[tokio::test]
+async fn draining_gives_back_what_was_not_begun_and_settles_the_rest() {
+    let vhost = Vhost::new().await;
+    let mut rig = Rig::start_consuming(settings(vhost.uri()), 5).await;
+    let peer = Peer::new(&vhost.uri()).await;
+    peer.fill("ringcast.invites", (0..200).map(|n| n.to_string())).await;
+    let begun = [rig.next().await, rig.next().await, rig.next().await];
+    rig.await_metric("ringcast_amqp_unsettled 100").await;
+    rig.phase.send_replace(Phase::Draining);
+    // Those that wait in the flow are the worker's to give back.
+    let mut unstarted = 0;
+    while let Some(delivery) = timeout(LIMIT, rig.deliveries.recv()).await.expect("the flow ends") {
+        unstarted += 1;
+        delivery.receipt.give_back();
+    }
+    assert!((1..20).contains(&unstarted), "{unstarted}");
+    rig.await_metric("ringcast_amqp_unsettled 3").await;
+    peer.await_ready("ringcast.invites", 197).await;
+    assert!(matches!(rig.status.state(), State::NotConsuming { .. }));
+    // What was begun is published and settled as ever.
+    assert_eq!(rig.outbox.publish(result("r", "outcome.acme")).await, Ok(()));
+    let [one, two, three] = begun;
+    assert!(one.receipt.is_live());
+    two.receipt.ack();
+    one.receipt.ack();
+    rig.await_metric("ringcast_amqp_unsettled 1").await;
+    // At the last moment: it counts all the same.
+    three.receipt.ack();
+    rig.stop().await;
+    peer.await_ready("ringcast.invites", 197).await;
+    let again = &peer.read("ringcast.invites", 1).await[0];
+    assert!(again.redelivered);
+}
+
+#[tokio::test]
+async fn draining_goes_on_through_a_lost_session() {
+    let broker = start_broker().await;
+    let mut rig = Rig::start_consuming(settings(broker.uri()), 5).await;
+    let peer = Peer::new(&broker.uri()).await;
+    peer.fill("ringcast.invites", (0..10).map(|n| n.to_string())).await;
+    let begun = rig.next().await;
+    rig.phase.send_replace(Phase::Draining);
+    while let Some(delivery) = timeout(LIMIT, rig.deliveries.recv()).await.expect("the flow ends") {
+        delivery.receipt.give_back();
+    }
+    broker.ctl(&["close_all_connections", "test"]).await.unwrap();
+    timeout(LIMIT, async {
+        while begun.receipt.is_live() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("the receipt dies with the session");
+    assert_eq!(rig.outbox.publish(result("r", "outcome.acme")).await, Ok(()), "the next session publishes");
+    rig.stop().await;
+    let peer = Peer::new(&broker.uri()).await;
+    assert_eq!(peer.ready("ringcast.invites").await, 10, "it consumed nothing again");
+    assert_eq!(peer.ready("ringcast.outcomes").await, 1);
+}
+
+#[tokio::test]
+async fn closing_at_once_works_in_any_state() {
+    let vhost = Vhost::new().await;
+    // Missing everything; before anything was tried; while it consumes.
+    let rig = Rig::start(settings(vhost.uri()), 5);
+    rig.await_state(
+        |state| matches!(state, State::NotConsuming { reason, .. } if reason.contains("missing")),
+    )
+    .await;
+    rig.stop().await;
+    Rig::start(settings(vhost.uri()), 5).stop().await;
+    let rig = Rig::start_consuming(settings(vhost.uri()), 5).await;
+    let Rig { phase, running, .. } = rig;
+    drop(phase);
+    timeout(LIMIT, running).await.expect("an application that is gone is a stop").unwrap();
+}
+
+#[tokio::test]
+async fn a_blocked_broker_cannot_hold_up_the_end_nor_keep_a_thread() {
+    let broker = start_broker().await;
+    let rig = Rig::start_consuming(settings(broker.uri()), 5).await;
+    broker.ctl(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
+    let waiting = tokio::spawn({
+        let outbox = rig.outbox.clone();
+        async move { outbox.publish(result("r", "outcome.acme")).await }
+    });
+    rig.await_state(|state| matches!(state, State::Blocked { .. })).await;
+    let began = Instant::now();
+    rig.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(waiting.await.unwrap().is_err());
+}
