@@ -97,7 +97,9 @@ impl Inbox {
                 () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => {}
             }
             serving.take_all_ready()?;
-            serving.hand_on()?;
+            if serving.hand_on() == Worker::Gone {
+                serving.drain().await?;
+            }
             serving.settle(&mut reports).await?;
         }
         // The worker has settled everything that it will settle.
@@ -108,6 +110,13 @@ impl Inbox {
         serving.give_back_waiting();
         serving.settle(&mut reports).await
     }
+}
+
+/// Whether the worker still takes deliveries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Worker {
+    There,
+    Gone,
 }
 
 /// The state of [`Inbox::serve`].
@@ -165,13 +174,14 @@ impl Serving {
         Ok(())
     }
 
-    fn hand_on(&mut self) -> Result<(), Error> {
-        let Some(deliveries) = &self.deliveries else { return Ok(()) };
+    /// Hands on what the worker has room for. A worker that stops may close its end before the phase is seen here.
+    fn hand_on(&mut self) -> Worker {
+        let Some(deliveries) = &self.deliveries else { return Worker::There };
         while let Some(message) = self.waiting.front() {
             if !message.acker.usable() {
                 // The channel is gone and the broker gives these to somebody else. The consumer will say why.
                 self.waiting.clear();
-                return Ok(());
+                return Worker::There;
             }
             match deliveries.try_reserve() {
                 Ok(permit) => {
@@ -183,13 +193,11 @@ impl Serving {
                         body: Bytes::from(message.data),
                     });
                 }
-                Err(mpsc::error::TrySendError::Full(())) => return Ok(()),
-                Err(mpsc::error::TrySendError::Closed(())) => {
-                    return Err(Error::Lost("the worker takes no deliveries any more".to_owned()));
-                }
+                Err(mpsc::error::TrySendError::Full(())) => return Worker::There,
+                Err(mpsc::error::TrySendError::Closed(())) => return Worker::Gone,
             }
         }
-        Ok(())
+        Worker::There
     }
 
     /// Stops consuming, once. What still comes out of the stream goes back to the queue.
