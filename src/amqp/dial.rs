@@ -38,10 +38,10 @@ impl Dialer {
     pub async fn new(settings: &Settings) -> Result<Self, Error> {
         let endpoint = Endpoint::parse(&settings.uri)
             .map_err(|what| Error::Configuration(format!("amqp.uri is wrong: {what}")))?;
-        let tls = match endpoint.is_tls() {
-            false => None,
-            true => Some(TlsConnector::from(Arc::new(trust(settings.ca_file.clone()).await?))),
-        };
+        let mut tls = None;
+        if endpoint.is_tls() {
+            tls = Some(TlsConnector::from(Arc::new(trust(settings.ca_file.clone()).await?)));
+        }
         Ok(Self { endpoint, tls, limit: DIAL })
     }
 

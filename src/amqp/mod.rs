@@ -12,6 +12,7 @@ mod fate;
 mod inbox;
 mod limit;
 mod outbox;
+mod repair;
 mod settlement;
 mod socket;
 pub mod status;

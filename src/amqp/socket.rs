@@ -24,6 +24,8 @@ use futures_util::task::AtomicWaker;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::repair::Repair;
+
 /// Ends a [`Socket`] from outside. Clones fire the same one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KillSwitch(Arc<Switch>);
@@ -65,11 +67,30 @@ pub(super) enum Carrier {
 pub(super) struct Socket {
     carrier: Carrier,
     kill: KillSwitch,
+    repair: Repair,
+    /// The beginning of a frame that is not whole yet, at most one frame.
+    held: Vec<u8>,
+    /// Repaired octets that had no room yet, from `read_up_to` on.
+    ready: Vec<u8>,
+    read_up_to: usize,
 }
 
 impl Socket {
     pub(super) fn new(carrier: Carrier, kill: KillSwitch) -> Self {
-        Self { carrier, kill }
+        Self { carrier, kill, repair: Repair::default(), held: Vec::new(), ready: Vec::new(), read_up_to: 0 }
+    }
+
+    /// Moves repaired octets into `buffer`, and returns how many.
+    fn take_ready(&mut self, buffer: &mut [u8]) -> usize {
+        let waiting = &self.ready[self.read_up_to..];
+        let count = waiting.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&waiting[..count]);
+        self.read_up_to += count;
+        if self.read_up_to == self.ready.len() {
+            self.ready.clear();
+            self.read_up_to = 0;
+        }
+        count
     }
 
     fn reading(&mut self, context: &Context<'_>) -> io::Result<Pin<&mut (dyn AsyncRead + Unpin)>> {
@@ -95,15 +116,34 @@ impl AsyncRead for Socket {
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        self.reading(context)?.poll_read(context, buffer)
-    }
-
-    fn poll_read_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &mut [io::IoSliceMut<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.reading(context)?.poll_read_vectored(context, buffers)
+        let this = &mut *self;
+        loop {
+            let count = this.take_ready(buffer);
+            if count > 0 || buffer.is_empty() {
+                return Poll::Ready(Ok(count));
+            }
+            let count = match this.reading(context)?.poll_read(context, buffer) {
+                Poll::Ready(Ok(count)) => count,
+                other => return other,
+            };
+            if count == 0 {
+                // The end. What is held is half a frame, of which nobody can make anything.
+                return Poll::Ready(Ok(0));
+            }
+            let fresh = &mut buffer[..count];
+            if this.held.is_empty() {
+                // The usual case: in place.
+                let passed = this.repair.pass(fresh);
+                this.held.extend_from_slice(&fresh[passed..]);
+                if passed > 0 {
+                    return Poll::Ready(Ok(passed));
+                }
+            } else {
+                this.held.extend_from_slice(fresh);
+                let passed = this.repair.pass(&mut this.held);
+                this.ready.extend(this.held.drain(..passed));
+            }
+        }
     }
 }
 
@@ -198,6 +238,6 @@ impl Reactor for Kit {
         &self,
         _address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
-        async { Err(io::Error::other(NEVER_DIALS)) }
+        std::future::ready(Err(io::Error::other(NEVER_DIALS)))
     }
 }

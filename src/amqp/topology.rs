@@ -319,9 +319,8 @@ async fn look(channel: &Channel, thing: &Thing) -> Result<Look, Error> {
         Ok(Ok(())) => Ok(Look::There),
         Ok(Err(error)) => match reply_code(&error) {
             Some(404) => Ok(Look::Missing),
-            Some(403) => Ok(Look::Hidden),
-            // RESOURCE_LOCKED: an exclusive queue of somebody else, so it exists. Consuming will say more.
-            Some(405) => Ok(Look::Hidden),
+            // ACCESS_REFUSED, or RESOURCE_LOCKED: an exclusive queue of somebody else. Consuming will say more.
+            Some(403 | 405) => Ok(Look::Hidden),
             _ => Err(Error::Lost(format!("looking for {thing} failed: {}", describe(&error)))),
         },
         Err(_) => Err(Error::Lost(format!("looking for {thing} failed: no answer from the broker"))),

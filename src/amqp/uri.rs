@@ -6,7 +6,7 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 
 /// Bytes of a frame at most. The library keeps 64 buffers of that size a connection, 8 MiB, and believes a broker that
 /// says "no limit" (RabbitMQ's own default is the same number).
-const FRAME_MAX: u32 = 131_072;
+pub(super) const FRAME_MAX: u32 = 131_072;
 /// Below this, tokens of OAuth 2 and long headers do not fit; RabbitMQ 4 takes nothing less.
 const FRAME_MIN: u32 = 8_192;
 /// Seconds. Half of it is the pace of sending, twice of it the patience with a silent broker.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
+use parking_lot::Mutex;
 use ringcast::amqp::State;
 use ringcast::worker::mailbox::{PublishError, Route};
 
@@ -29,9 +30,9 @@ async fn deliveries_are_settled_in_any_order_and_way() {
         assert_eq!(delivery.properties.message_id, Some(format!("m-{number}")));
         assert_eq!(delivery.properties.reply_to.as_deref(), Some("answers"));
         assert!(delivery.receipt.is_live());
-        if number % 10 == 0 {
+        if number.is_multiple_of(10) {
             delivery.receipt.reject();
-        } else if number % 7 == 0 && !delivery.redelivered {
+        } else if number.is_multiple_of(7) && !delivery.redelivered {
             again.insert(number);
             drop(delivery);
         } else {
@@ -198,7 +199,7 @@ fn logged() -> Arc<Mutex<Vec<u8>>> {
     struct Sink(Arc<Mutex<Vec<u8>>>);
     impl Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
         fn flush(&mut self) -> std::io::Result<()> {
@@ -226,7 +227,7 @@ async fn a_returned_result_is_not_logged() {
     assert!(matches!(rig.outbox.publish(secret).await, Err(PublishError::Returned(_))));
     rig.stop().await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let log = String::from_utf8_lossy(&log.lock().unwrap()).into_owned();
+    let log = String::from_utf8_lossy(&log.lock()).into_owned();
     assert!(log.contains("in session with the broker"), "the log was listened to: {log}");
     assert!(!log.contains("very-secret") && !log.contains("Server returned"), "{log}");
 }

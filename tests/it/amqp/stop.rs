@@ -86,7 +86,7 @@ async fn closing_at_once_works_in_any_state() {
 }
 
 #[tokio::test]
-async fn a_blocked_broker_cannot_hold_up_the_end_nor_keep_a_thread() {
+async fn a_blocked_broker_cannot_hold_up_the_end() {
     let broker = start_broker().await;
     let rig = Rig::start_consuming(settings(broker.uri()), 5).await;
     broker.ctl(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
@@ -99,4 +99,57 @@ async fn a_blocked_broker_cannot_hold_up_the_end_nor_keep_a_thread() {
     rig.stop().await;
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert!(waiting.await.unwrap().is_err());
+}
+
+/// Other tests of this process have connections of their own, so this one looks at a process of its own.
+#[tokio::test]
+async fn ended_sessions_leave_no_thread_behind() {
+    let this = std::env::current_exe().unwrap();
+    let mut census = tokio::process::Command::new(this);
+    census.args(["--exact", "amqp::stop::census_of_threads", "--ignored", "--nocapture"]).kill_on_drop(true);
+    let output = timeout(2 * LIMIT, census.output()).await.expect("it ends").unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[tokio::test]
+#[ignore = "run in a process of its own by ended_sessions_leave_no_thread_behind"]
+async fn census_of_threads() {
+    let broker = start_broker().await;
+    let rig = Rig::start_consuming(settings(broker.uri()), 5).await;
+    assert_eq!(io_threads(), 2, "a session is two connections");
+    rig.stop().await;
+    for _ in 0..10 {
+        Rig::start_consuming(settings(broker.uri()), 5).await.stop().await;
+    }
+    // Lost from outside.
+    let rig = Rig::start_consuming(settings(broker.uri()), 5).await;
+    broker.ctl(&["close_all_connections", "test"]).await.unwrap();
+    rig.await_state(|state| matches!(state, State::NotConsuming { .. })).await;
+    rig.await_consuming().await;
+    rig.stop().await;
+    // Blocked: the library writes nothing any more on the connection, not even its goodbye.
+    let rig = Rig::start_consuming(settings(broker.uri()), 5).await;
+    broker.ctl(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
+    let outbox = rig.outbox.clone();
+    let waiting = tokio::spawn(async move { outbox.publish(result("r", "outcome.acme")).await });
+    rig.await_state(|state| matches!(state, State::Blocked { .. })).await;
+    rig.stop().await;
+    assert!(waiting.await.unwrap().is_err());
+    timeout(LIMIT, async {
+        while io_threads() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{} threads of the client library are left", io_threads()));
+}
+
+/// Threads of the client library in this process.
+fn io_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let name =
+        |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+    tasks.map(name).filter(|name| name.starts_with("lapin-io")).count()
 }
