@@ -83,8 +83,8 @@ async fn killed_connections_are_replaced_and_what_was_held_comes_again() {
     for _ in 0..20 {
         held.push(rig.next().await);
     }
-    close_connections(&broker, "ringcast ").await;
-    rig.await_state(is_down).await;
+    // Together: the command takes longer to end than the worker to be back.
+    tokio::join!(rig.await_state(is_down), close_connections(&broker, "ringcast "));
     assert!(held.iter().all(|delivery| !delivery.receipt.is_live()));
     rig.await_metric("ringcast_amqp_unsettled 0").await;
     drop(held);

@@ -125,8 +125,9 @@ async fn census_of_threads() {
     }
     // Lost from outside.
     let rig = Rig::start_consuming(settings(broker.uri()), 5).await;
-    broker.ctl(&["close_all_connections", "test"]).await.unwrap();
-    rig.await_state(|state| matches!(state, State::NotConsuming { .. })).await;
+    let down = rig.await_state(|state| matches!(state, State::NotConsuming { .. }));
+    let (_, closed) = tokio::join!(down, broker.ctl(&["close_all_connections", "test"]));
+    closed.unwrap();
     rig.await_consuming().await;
     rig.stop().await;
     // Blocked: the library writes nothing any more on the connection, not even its goodbye.
