@@ -59,7 +59,7 @@ enum Topology {
 
 #[derive(Args)]
 struct Configuration {
-    /// The TOML file; variables RINGCAST__SECTION__KEY go over it
+    /// The TOML file; variables go over it, named after section and key
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }

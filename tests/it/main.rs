@@ -1,9 +1,10 @@
 //! Black box: the built programs against a real RabbitMQ, over real TLS, with a foreign client. Nothing here knows the
-//! worker's code; what it knows is the contract.
+//! worker's code; what it knows is the contract. The one exception is `amqp`, which holds the worker's ends of the two flows.
 //!
 //! Without RabbitMQ or without Python's pika these tests fail and say what to install; they never pass in silence.
 //! `tests/run` installs both.
 
+mod amqp;
 mod amqps;
 mod apple;
 mod bad_input;

@@ -22,14 +22,14 @@ use crate::plan::Dice;
 /// A message in the invites queue.
 #[derive(Clone, Debug)]
 pub struct Message {
-    pub message_id: Option<String>,
+    pub amqp_id: Option<String>,
     pub body: Bytes,
     pub redelivered: bool,
 }
 
 impl Message {
     pub fn identity(&self) -> Identity {
-        Identity::of(self.message_id.as_deref(), &self.body)
+        Identity::of(self.amqp_id.as_deref(), &self.body)
     }
 }
 
@@ -146,7 +146,7 @@ impl Broker {
                     let receipt = Receipt::new(tag, settle.clone());
                     let delivery = Delivery {
                         body: message.body.clone(),
-                        properties: Properties { message_id: message.message_id.clone(), ..Properties::default() },
+                        properties: Properties { message_id: message.amqp_id.clone(), ..Properties::default() },
                         redelivered: message.redelivered,
                         receipt,
                     };

@@ -255,8 +255,7 @@ fn outcomes_tell_the_truth(story: &Story<'_>, report: &mut impl FnMut(String)) {
                     "suspect_token" => answered(400),
                     "throttled" => answered(429) && !rung,
                     "expired" => records.iter().all(|record| !record.processed),
-                    "failed" => !rung,
-                    "rejected" => !rung,
+                    "failed" | "rejected" => !rung,
                     "unknown" => !records.is_empty() || !story.broken.is_empty(),
                     _ => false,
                 };

@@ -44,7 +44,7 @@ impl Dice {
 /// One message to publish.
 pub struct Message {
     pub at: Duration,
-    pub message_id: Option<String>,
+    pub amqp_id: Option<String>,
     pub body: Vec<u8>,
 }
 
@@ -100,13 +100,13 @@ pub fn plan(seed: u64, started_at: i64) -> Plan {
     }
     for call in 0..15 + dice.pick(30) {
         let at = dice.millis(0, 30_000);
-        let message_id = dice.chance(0.8).then(|| format!("m-{call}"));
+        let amqp_id = dice.chance(0.8).then(|| format!("m-{call}"));
         let body = invite(&dice, call, at, started_at, ring_for_max);
         if dice.chance(0.1) {
             let again = at + dice.millis(0, 3_000);
-            messages.push(Message { at: again, message_id: message_id.clone(), body: body.clone() });
+            messages.push(Message { at: again, amqp_id: amqp_id.clone(), body: body.clone() });
         }
-        messages.push(Message { at, message_id, body });
+        messages.push(Message { at, amqp_id, body });
     }
     messages.sort_by_key(|message| message.at);
     for _ in 0..dice.pick(10) {
@@ -148,7 +148,7 @@ fn invite(dice: &Dice, call: u64, at: Duration, started_at: i64, ring_for_max: u
     let published = started_at + i64::try_from(at.as_millis()).unwrap_or(0);
     let ring_for =
         if dice.chance(0.15) { -1_000 } else { i64::try_from(dice.pick(ring_for_max)).unwrap_or(0) };
-    let devices: Vec<Value> = (0..1 + dice.pick(4))
+    let devices: Vec<Value> = (0..=dice.pick(4))
         .map(|_| {
             let number = dice.pick(40);
             let mut device = json!({ "token": token(number) });

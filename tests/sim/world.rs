@@ -29,7 +29,7 @@ const STARTED_AT: i64 = 1_795_253_400_000;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long after the healing everything must be drained.
-const DRAINED_WITHIN: Duration = Duration::from_secs(120);
+const DRAINED_WITHIN: Duration = Duration::from_mins(2);
 
 /// How long a worker may take to finish what it has begun.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(40);
@@ -167,7 +167,7 @@ async fn live(seed: u64) -> History {
             let planned = &world.plan.messages[next_message];
             next_message += 1;
             let message = Message {
-                message_id: planned.message_id.clone(),
+                amqp_id: planned.amqp_id.clone(),
                 body: planned.body.clone().into(),
                 redelivered: false,
             };
@@ -293,7 +293,7 @@ impl World {
             name: format!("worker-{generation}"),
             devices_max: 100,
             invite_bytes_max: 65_536,
-            deadline_max: Duration::from_secs(300),
+            deadline_max: Duration::from_mins(5),
             ring_time_min: Duration::ZERO,
             attempts_max: 3,
             answer_grace: Duration::from_secs(1),
