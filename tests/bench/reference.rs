@@ -14,7 +14,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use p256::pkcs8::DecodePrivateKey;
@@ -139,6 +139,7 @@ impl Template {
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
+        *request.headers_mut() = HeaderMap::with_capacity(8);
         let headers = request.headers_mut();
         headers.insert(AUTHORIZATION, self.authorization.clone());
         headers.insert(APNS_TOPIC, self.topic.clone());
