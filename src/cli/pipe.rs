@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 
 use crate::app::{self, Core, Ending, Signals, StartError};
 use crate::config::Config;
@@ -24,7 +25,8 @@ const LINES_AHEAD: usize = 256;
 /// Results written at once at most.
 const RESULTS_AT_ONCE: usize = 256;
 
-/// Runs until the input has ended and everything is answered, or until a signal: then what was read is answered.
+/// Runs until the input has ended and everything is answered. A signal ends the input: what was taken from it by then is
+/// answered, within `worker.shutdown_grace`; a second signal cuts it off.
 pub fn run(config: Config) -> Result<Ending, StartError> {
     app::block_on(pipe(config))?
 }
@@ -44,12 +46,21 @@ async fn pipe(config: Config) -> Result<Ending, StartError> {
 
     let (deliveries, delivered) = mpsc::channel(prefetch);
     let (_never, stop) = watch::channel(false);
-    let pumping = pump(read, deliveries, prefetch, signals.next());
-    let working = worker::run(Arc::clone(&core.worker), delivered, stop);
+    let (end_input, input_ended) = watch::channel(false);
     let answering = async {
-        let died = tokio::join!(pumping, working).0;
+        let working = worker::run(Arc::clone(&core.worker), delivered, stop);
+        let (died, ()) = tokio::join!(pump(read, deliveries, prefetch, input_ended), working);
         core.apns.close().await;
         died
+    };
+    let told = async {
+        signals.next().await;
+        end_input.send_replace(true);
+        tokio::select! {
+            biased;
+            () = signals.next() => Ending::Cut,
+            () = sleep(config.shutdown_grace) => Ending::GraceRanOut,
+        }
     };
     let ending = tokio::select! {
         biased;
@@ -58,17 +69,18 @@ async fn pipe(config: Config) -> Result<Ending, StartError> {
             tracing::error!(%error, "stdout takes no more; what was read and not answered is lost");
             Ending::Cut
         }
+        ending = told => ending,
     };
     Ok(ending)
 }
 
-/// Reads lines and sends them on, blank ones left out. Of a line that is too long only so much is kept as shows that it is.
+/// Reads lines and sends them on without the blanks around them, blank ones left out. Of a line that is too long only so much
+/// is kept as shows that it is.
 fn read_lines(mut input: impl BufRead, bytes_max: usize, lines: &mpsc::Sender<Bytes>) {
     loop {
         match read_line(&mut input, bytes_max) {
             Ok(Some(line)) => {
-                let line = line.trim_ascii();
-                if !line.is_empty() && lines.blocking_send(Bytes::copy_from_slice(line)).is_err() {
+                if !line.is_empty() && lines.blocking_send(line.into()).is_err() {
                     return;
                 }
             }
@@ -81,57 +93,66 @@ fn read_lines(mut input: impl BufRead, bytes_max: usize, lines: &mpsc::Sender<By
     }
 }
 
-/// One line without its end, cut off one byte over the limit; `None` at the end of input.
+/// One line without its end and without blanks around it; cut off one byte over the limit. `None` at the end of input.
 fn read_line(input: &mut impl BufRead, bytes_max: usize) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    let mut any = false;
+    let mut line: Vec<u8> = Vec::new();
+    let mut begun = false;
+    let mut too_long = false;
     loop {
         let chunk = match input.fill_buf() {
             Ok(chunk) => chunk,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        if chunk.is_empty() {
-            return Ok(any.then_some(line));
+        let at_end = chunk.is_empty();
+        if at_end && !begun {
+            return Ok(None);
         }
-        any = true;
+        begun = true;
         let end = chunk.iter().position(|byte| *byte == b'\n');
         let part = &chunk[..end.unwrap_or(chunk.len())];
-        let room = (bytes_max + 1).saturating_sub(line.len());
-        line.extend_from_slice(&part[..part.len().min(room)]);
+        let part = if line.is_empty() { part.trim_ascii_start() } else { part };
+        let (kept, over) = part.split_at(part.len().min((bytes_max + 1).saturating_sub(line.len())));
+        line.extend_from_slice(kept);
+        too_long |= !over.trim_ascii().is_empty();
         let used = end.map_or(chunk.len(), |end| end + 1);
         input.consume(used);
-        if end.is_some() {
+        if at_end || end.is_some() {
+            if !too_long {
+                line.truncate(line.trim_ascii_end().len());
+            }
             return Ok(Some(line));
         }
     }
 }
 
-/// Hands lines to the worker, as many at once as the prefetch allows, until the input ends or `stop` returns; then waits
-/// until all are settled. Returns how many of them died without an answer.
+/// Hands lines to the worker, as many at once as the prefetch allows, until the input ends or is ended; then waits until all
+/// are settled. Returns how many of them died without an answer.
 async fn pump(
     mut lines: mpsc::Receiver<Bytes>,
     deliveries: mpsc::Sender<Delivery>,
     prefetch: usize,
-    stop: impl Future<Output = ()>,
+    mut end: watch::Receiver<bool>,
 ) -> usize {
     let (settle, mut settlements) = mpsc::channel(prefetch);
     let mut deliveries = Some(deliveries);
+    let mut ended = false;
     let mut unsettled = 0_usize;
     let mut died = 0_usize;
     let mut number = 0;
-    tokio::pin!(stop);
     while deliveries.is_some() || unsettled > 0 {
-        // Biased: settled invites make room before new ones come; a stop goes before new ones.
+        // Biased: settled invites make room before new ones come; an ended input goes before new ones.
         tokio::select! {
             biased;
             Some((_, settlement)) = settlements.recv() => {
                 unsettled -= 1;
-                if settlement == Settlement::Requeue {
-                    died += 1;
-                }
+                died += usize::from(settlement == Settlement::Requeue);
             }
-            () = &mut stop, if deliveries.is_some() => deliveries = None,
+            _ = end.wait_for(|end| *end), if !ended => {
+                // What stands in the channel is still answered.
+                ended = true;
+                lines.close();
+            }
             line = lines.recv(), if deliveries.is_some() && unsettled < prefetch => match (line, &deliveries) {
                 (Some(body), Some(sender)) => {
                     number += 1;
@@ -194,6 +215,8 @@ mod tests {
     fn lines_are_trimmed_blank_ones_left_out_and_long_ones_cut() {
         assert_eq!(lines("{a}\n\n  \r\n{b}\r\n{c}", 100), ["{a}", "{b}", "{c}"]);
         assert_eq!(lines("0123456789\nab\n", 4), ["01234", "ab"]);
+        assert_eq!(lines("ab          \n          cd\n", 4), ["ab", "cd"]);
+        assert_eq!(lines("ab          x\n   1234   \n", 4), ["ab   ", "1234"]);
         assert_eq!(lines("", 4), Vec::<String>::new());
     }
 }

@@ -399,13 +399,11 @@ impl Running {
     async fn stop(mut self) -> bool {
         self.order.send_replace(Order::Drain);
         self.stop.send_replace(true);
-        match timeout(SHUTDOWN_GRACE, &mut self.working).await {
-            Ok(ended) => ended.expect("the worker ends well"),
-            Err(_) => {
-                self.kill().await;
-                return false;
-            }
-        }
+        let Ok(ended) = timeout(SHUTDOWN_GRACE, &mut self.working).await else {
+            self.kill().await;
+            return false;
+        };
+        ended.expect("the worker ends well");
         // Acks are on their way: they are settled before the connection is closed.
         sleep(Duration::from_millis(1)).await;
         self.order.send_replace(Order::Cut);
