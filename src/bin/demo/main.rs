@@ -39,8 +39,12 @@ const SHOWN_WITHIN: Duration = Duration::from_secs(40);
 /// How long nothing must come after the worker has stopped, so that nothing more will.
 const QUIET: Duration = Duration::from_millis(300);
 
+/// How much of a broker's last words is shown.
+const WHY_LINES: usize = 6;
+
 /// Malformed invites are part of the show: the worker's warning of each is not.
-const LOG: &str = "warn,ringcast::worker::handle=error";
+/// The client library logs what reaches us as values.
+const LOG: &str = "warn,ringcast::worker::handle=error,lapin=off";
 
 const INTERRUPTED: u8 = 130;
 
@@ -130,18 +134,16 @@ async fn tell(props: &mut Props) -> Result<bool, String> {
     let broker = place.as_ref().map(|(uri, names)| (uri.as_str(), names));
     let (file, config) = stage::configure(folder, apple.address(), broker)?;
     show_configuration(&mut show, &file, &config);
-    let road = props.road.insert(match &place {
-        Some((_, names)) => {
-            let post = Post::open(&config.amqp, names.clone(), &run).await?;
-            props.worker = Some(Running::serve(config).map_err(|error| format!("no thread: {error}"))?);
-            Road::Post(Box::new(post))
-        }
-        None => {
-            let (worker, ends) = Running::pipe(config).map_err(|error| format!("no thread: {error}"))?;
-            props.worker = Some(worker);
-            Road::Tray(Tray::start(ends))
-        }
-    });
+    let road = if let Some((_, names)) = &place {
+        let road =
+            props.road.insert(Road::Post(Box::new(Post::open(&config.amqp, names.clone(), &run).await?)));
+        props.worker = Some(Running::serve(config).map_err(|error| format!("no thread: {error}"))?);
+        road
+    } else {
+        let (worker, ends) = Running::pipe(config).map_err(|error| format!("no thread: {error}"))?;
+        props.worker = Some(worker);
+        props.road.insert(Road::Tray(Tray::start(ends)))
+    };
     let worker = props.worker.as_mut().ok_or("no worker")?;
 
     show.line("");
@@ -163,7 +165,8 @@ async fn tell(props: &mut Props) -> Result<bool, String> {
     }
     let left = road.left().await?;
     let journal = apple.simulator.journal().records();
-    let table = Table::of(&Evidence { calls: &calls, harvest: &harvest, journal: &journal, left });
+    let aside = if place.is_some() { "in ringcast.dead" } else { "set aside" };
+    let table = Table::of(&Evidence { calls: &calls, harvest: &harvest, journal: &journal, aside, left });
     show.line("");
     table.show(&mut show);
     conclude(&mut show, table.is_right());
@@ -201,7 +204,11 @@ async fn find_broker(
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("it was not ready within {} s", BROKER_WITHIN.as_secs()),
     };
-    show.line(&format!("  broker   RabbitMQ is installed and does not start: {why}"));
+    show.line("  broker   RabbitMQ is installed and does not start:");
+    let lines: Vec<_> = why.lines().collect();
+    for line in &lines[lines.len().saturating_sub(WHY_LINES)..] {
+        show.line(&format!("             {line}"));
+    }
     show.line("           so the queue is one in this process; AMQP_URL would name another broker");
     Ok(None)
 }
@@ -246,12 +253,11 @@ async fn pass(
                 harvest.add(arrival);
             }
             sentence = worker.failure() => return Err(sentence),
-            _ = pace.tick(), if calling => match next.next() {
-                Some(call) => road.publish(call.number, call.body(now())).await?,
-                None => {
-                    calling = false;
-                    road.confirm().await?;
-                }
+            _ = pace.tick(), if calling => if let Some(call) = next.next() {
+                road.publish(call.number, call.body(now())).await?;
+            } else {
+                calling = false;
+                road.confirm().await?;
             },
             () = sleep_until(until) => {
                 return Err(format!("after {} s something is still missing", SHOWN_WITHIN.as_secs()));
@@ -271,13 +277,12 @@ fn show_arrival(calls: &[town::Call], arrival: &Arrival, show: &mut Show) {
 
 fn conclude(show: &mut Show, right: bool) {
     show.line("");
-    let verdict = match right {
-        true => show.paint(
-            Tone::Good,
-            "OK: every call has its one outcome, and every phone rang as often as it should.",
-        ),
-        false => show.paint(Tone::Bad, "NOT OK: the lines above say what differs."),
+    let (tone, verdict) = if right {
+        (Tone::Good, "OK: every call has its one outcome, and every phone rang as often as it should.")
+    } else {
+        (Tone::Bad, "NOT OK: the lines above say what differs.")
     };
+    let verdict = show.paint(tone, verdict);
     show.line(&verdict);
     show.line("");
     let heading = show.paint(Tone::Loud, "Where to go next");

@@ -12,7 +12,7 @@ const PLAIN_MAX: usize = 8;
 /// How often a count is written where it cannot be written over.
 const COUNT_EVERY: usize = 40;
 /// Letters of a worker's error that are shown.
-const ERROR_MAX: usize = 90;
+const ERROR_MAX: usize = 58;
 
 /// How a word is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,6 @@ impl Show {
             "expired" => Tone::Quiet,
             _ => Tone::Odd,
         };
-        let who = format!("{} → {}", call.caller, call.callee);
         let word = self.paint(tone, &format!("{result:<13}"));
         let mut parts = vec![describe(outcome)];
         let note = call.plot.note();
@@ -94,7 +93,7 @@ impl Show {
             parts.push(self.paint(Tone::Quiet, note));
         }
         let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-        self.line(&format!("{}  {who:<33} {word} {}", self.clock(), parts.join(" · ")));
+        self.line(&format!("{}  {:<25} {word} {}", self.clock(), call.parties(), parts.join(" · ")));
     }
 
     fn count(&mut self) {
@@ -137,13 +136,12 @@ fn describe(outcome: &Value) -> String {
     let odd = odd.map(|device| {
         let result = device["result"].as_str().unwrap_or("?");
         match (device["status"].as_u64(), device["reason"].as_str()) {
-            (Some(status), Some(reason)) => format!("{result} ({status} {reason})"),
+            (Some(status), Some(reason)) => format!("{status} {reason}"),
             _ => result.to_owned(),
         }
     });
     let mut parts = vec![match (accepted, devices.len()) {
-        (0, 1) => "1 device".to_owned(),
-        (1, 1) => "1 device".to_owned(),
+        (_, 1) => "1 device".to_owned(),
         (accepted, all) if accepted == all || accepted == 0 => format!("{all} devices"),
         (accepted, all) => format!("{accepted} of {all} devices"),
     }];
@@ -171,12 +169,9 @@ mod tests {
             (json!({"result": "accepted", "devices": [device("accepted", 1, 84)]}), "1 device, 84 ms"),
             (
                 json!({"result": "accepted", "devices": [device("accepted", 2, 84), dead]}),
-                "1 of 2 devices, invalid_token (410 Unregistered), 2 attempts, 84 ms",
+                "1 of 2 devices, 410 Unregistered, 2 attempts, 84 ms",
             ),
-            (
-                json!({"result": "undeliverable", "devices": [dead]}),
-                "1 device, invalid_token (410 Unregistered), 50 ms",
-            ),
+            (json!({"result": "undeliverable", "devices": [dead]}), "1 device, 410 Unregistered, 50 ms"),
             (
                 json!({"result": "expired", "devices": [{"result": "expired", "attempts": 0}, {"result": "expired"}]}),
                 "2 devices",

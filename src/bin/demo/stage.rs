@@ -166,7 +166,7 @@ impl Running {
         let running = Self::start(move |stopped| {
             app::block_on(async move {
                 let metrics = Metrics::new();
-                let admin = admin::start(config.admin.clone(), Arc::clone(&metrics), Health::new())
+                let admin = admin::start(config.admin, Arc::clone(&metrics), Health::new())
                     .map_err(StartError::Admin)?;
                 let core = Core::start(&config, outbox, &metrics, &Jitter::random())?;
                 let (stop, stopping) = watch::channel(false);

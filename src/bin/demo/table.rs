@@ -21,6 +21,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) harvest: &'a Harvest,
     /// What the simulated Apple saw.
     pub(crate) journal: &'a [Record],
+    /// Where originals of malformed invites are.
+    pub(crate) aside: &'static str,
     /// Invites still in the queue.
     pub(crate) left: usize,
 }
@@ -72,10 +74,8 @@ impl Table {
             let title = show.paint(Tone::Loud, title);
             show.line(&title);
             for Row { what, expected, seen, right } in rows {
-                let verdict = match right {
-                    true => show.paint(Tone::Good, "ok"),
-                    false => show.paint(Tone::Bad, "DIFFERS"),
-                };
+                let (tone, verdict) = if *right { (Tone::Good, "ok") } else { (Tone::Bad, "DIFFERS") };
+                let verdict = show.paint(tone, verdict);
                 show.line(&format!("  {what:<42}{expected:>12}{seen:>12}  {verdict}"));
             }
         }
@@ -137,8 +137,12 @@ fn invites(evidence: &Evidence<'_>, outcomes: &BTreeMap<usize, Value>) -> Vec<Ro
         row("without an outcome", 0, evidence.calls.len().saturating_sub(evidence.harvest.outcomes.len())),
         row("with more than one outcome", 0, repeated),
         row("distinct message ids of outcomes", evidence.calls.len(), message_ids.len()),
-        row("malformed originals set aside", malformed.len(), malformed.intersection(&originals).count()),
-        row("others set aside", 0, originals.difference(&malformed).count()),
+        row(
+            format!("malformed originals {}", evidence.aside),
+            malformed.len(),
+            malformed.intersection(&originals).count(),
+        ),
+        row(format!("other originals {}", evidence.aside), 0, originals.difference(&malformed).count()),
         row("left in the queue", 0, evidence.left),
     ]);
     rows
@@ -159,10 +163,9 @@ fn devices(
             devices.unwrap_or(&empty).iter().map(|device| device["result"].as_str().unwrap_or("?")).collect();
         if devices.is_some() && found != right {
             sentences.push(format!(
-                "call {} ({} → {}): its devices are {}, and should be {}",
+                "call {} ({}): its devices are {}, and should be {}",
                 call.number,
-                call.caller,
-                call.callee,
+                call.parties(),
                 found.join(", "),
                 right.join(", ")
             ));
@@ -223,19 +226,18 @@ fn pushes(evidence: &Evidence<'_>, sentences: &mut Vec<String>) -> Vec<Row> {
         }
         let ids: BTreeSet<_> = records.iter().map(|record| &record.apns_id).collect();
         new_ids += ids.len().saturating_sub(1);
-        let rung = records.iter().filter(|record| record.processed).count();
-        if records.len() != phone.pushes || rung != usize::from(phone.result == "accepted") {
+        let rings = records.iter().filter(|record| record.processed).count();
+        if records.len() != phone.pushes || rings != usize::from(phone.result == "accepted") {
             sentences.push(format!(
-                "call {} ({} → {}), token {}: Apple saw {} pushes, {} were expected; the phone rang {rung} times",
+                "call {} ({}), token {}: Apple saw {} pushes, {} were expected; the phone rang {rings} times",
                 call.number,
-                call.caller,
-                call.callee,
+                call.parties(),
                 fingerprint(&phone.token),
                 records.len(),
                 phone.pushes
             ));
         }
-        let call_id = call.call_id.to_string();
+        let call_id = call.id.to_string();
         if records
             .iter()
             .any(|record| record.body.json().is_none_or(|body| body["callUUID"] != call_id.as_str()))
@@ -286,3 +288,6 @@ fn percentile(sorted: &[u64], percent: usize) -> Option<u64> {
 fn fingerprint(token: &str) -> String {
     format!("{}…", token.chars().take(8).collect::<String>())
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,14 +102,13 @@ impl Plot {
     /// What to say beside its outcome.
     pub(crate) fn note(self) -> &'static str {
         match self {
-            Self::Plain => "",
-            Self::Late => "past its deadline, so nothing was pushed",
-            Self::OldPhone | Self::Gone => "the dead token is reported",
-            Self::Suspect => "to be checked by its owner, not dropped",
-            Self::Hiccup => "Apple had answered 503",
-            Self::Refused => "Apple had refused the stream",
-            Self::Twice => "pushed once",
-            Self::Malformed => "its original is set aside",
+            Self::Plain | Self::Malformed => "",
+            Self::Late => "too late, so not pushed",
+            Self::OldPhone | Self::Gone => "reported as dead",
+            Self::Suspect => "reported as suspect",
+            Self::Hiccup => "Apple said 503 at first",
+            Self::Refused => "the stream was refused at first",
+            Self::Twice => "one phone stood there twice",
         }
     }
 }
@@ -137,7 +136,7 @@ pub(crate) struct Call {
     /// What is odd about it.
     pub(crate) plot: Plot,
     /// `CallKit`'s id of it.
-    pub(crate) call_id: Uuid,
+    pub(crate) id: Uuid,
     /// In the invite's order; of a malformed one, what stands there all the same.
     pub(crate) phones: Vec<Phone>,
     /// Which of [`MALFORMED`], where it is.
@@ -158,7 +157,7 @@ impl Call {
         let devices: Vec<_> = self.phones.iter().map(|phone| json!({ "token": phone.token })).collect();
         let handle = format!("{}@town.example", self.caller.trim_start_matches("the "));
         let mut invite = json!({
-            "call_id": self.call_id.to_string(),
+            "call_id": self.id.to_string(),
             "app": APP,
             "created_at": created_at.to_string(),
             "deadline": deadline.to_string(),
@@ -169,6 +168,12 @@ impl Call {
             MALFORMED[self.mistake](&mut invite);
         }
         invite.to_string().into_bytes()
+    }
+
+    /// Who calls whom.
+    pub(crate) fn parties(&self) -> String {
+        let role = |whom: &'static str| whom.trim_start_matches("the ");
+        format!("{} → {}", role(self.caller), role(self.callee))
     }
 
     /// The invite result that is right.
@@ -193,20 +198,20 @@ pub(crate) fn draw() -> Vec<Call> {
     let mut mistakes = 0..MALFORMED.len();
     let plots = [vec![Plot::Plain; PLAIN_AT_FIRST], plots].concat();
     let calls = plots.into_iter().enumerate().map(|(number, plot)| {
-        let caller = dice.below(ROLES.len());
-        let callee = (caller + 1 + dice.below(ROLES.len() - 1)) % ROLES.len();
-        let call_id = uuid::Builder::from_random_bytes(dice.bytes()).into_uuid();
+        let from = dice.below(ROLES.len());
+        let to = (from + 1 + dice.below(ROLES.len() - 1)) % ROLES.len();
+        let id = uuid::Builder::from_random_bytes(dice.bytes()).into_uuid();
         let mistake = if plot == Plot::Malformed { mistakes.next().unwrap_or(0) } else { 0 };
         let phones = phones(plot, &mut dice);
-        Call { number, caller: ROLES[caller], callee: ROLES[callee], plot, call_id, phones, mistake }
+        Call { number, caller: ROLES[from], callee: ROLES[to], plot, id, phones, mistake }
     });
     calls.collect()
 }
 
 fn phones(plot: Plot, dice: &mut Dice) -> Vec<Phone> {
     let mut phone = |result, pushes| {
-        let token = [dice.bytes(), dice.bytes()].concat();
-        let token = token.iter().map(|byte| format!("{byte:02x}")).collect();
+        let [high, low] = [(); 2].map(|()| u128::from_be_bytes(dice.bytes()));
+        let token = format!("{high:032x}{low:032x}");
         Phone { token, result, pushes }
     };
     match plot {
@@ -297,7 +302,7 @@ mod tests {
     #[test]
     fn calls_and_phones_are_told_apart() {
         let calls = draw();
-        let ids: BTreeSet<_> = calls.iter().map(|call| call.call_id).collect();
+        let ids: BTreeSet<_> = calls.iter().map(|call| call.id).collect();
         assert_eq!(ids.len(), CALLS);
         let phones: Vec<_> = calls.iter().flat_map(|call| &call.phones).collect();
         let tokens: BTreeSet<_> = phones.iter().map(|phone| &phone.token).collect();

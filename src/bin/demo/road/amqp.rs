@@ -24,6 +24,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{ARRIVALS_MAX, Arrival, Arrivals, Kind};
 
+/// Held by the one demo that runs on a broker of somebody else's.
+const LOCK: &str = "ringcast.demo.running";
+/// How long an interrupted demo reads on, so that what its worker published last does not stay in a queue.
+const LAST_RESULTS: Duration = Duration::from_millis(300);
 /// How long the broker may take to answer one request.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long a queue's length may lag behind the last acknowledgement.
@@ -111,6 +115,9 @@ impl Post {
     pub(crate) async fn open(settings: &Settings, names: Names, run: &str) -> Result<Self, String> {
         let dialer = Dialer::new(settings).await.map_err(|error| error.to_string())?;
         let link = dialer.dial("ringcast demo").await.map_err(|error| error.to_string())?;
+        if names.own {
+            lock(&link).await?;
+        }
         names.topology(settings).declare(&link).await.map_err(|error| error.to_string())?;
         let publishing = link.channel().await.map_err(|error| error.to_string())?;
         ask("asking for confirms", publishing.confirm_select(ConfirmSelectOptions::default())).await?;
@@ -119,14 +126,9 @@ impl Post {
         ask("setting a prefetch", consuming.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
         let mut consumers = Vec::new();
         for queue in [&[names.outcomes], names.tokens, &[DEAD]].concat() {
-            let exclusive = queue == names.outcomes;
-            let options = BasicConsumeOptions { exclusive, ..BasicConsumeOptions::default() };
+            let options = BasicConsumeOptions::default();
             let consumer = consuming.basic_consume(queue.into(), "".into(), options, FieldTable::default());
-            let consumer = ask(&format!("reading {queue}"), consumer).await;
-            consumers.push(consumer.map_err(|error| match exclusive && names.own {
-                true => format!("{error} (does another demo run on this broker?)"),
-                false => error,
-            })?);
+            consumers.push(ask(&format!("reading {queue}"), consumer).await?);
         }
         if names.own {
             // Left by a demo that was killed.
@@ -187,6 +189,9 @@ impl Post {
     }
 
     pub(super) async fn close(self) {
+        if self.names.own {
+            sleep(LAST_RESULTS).await;
+        }
         self.reading.abort();
         // Its end lets go of its channel's consumers; what they had and is not ours goes back.
         let _ = self.reading.await;
@@ -202,6 +207,20 @@ impl Post {
             }
         }
         self.link.close().await;
+    }
+}
+
+/// Nobody else's demo may run on this broker: a queue that one connection alone may have, and that goes with it.
+async fn lock(link: &Link) -> Result<(), String> {
+    let channel = link.channel().await.map_err(|error| error.to_string())?;
+    let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+    let lock = channel.queue_declare(LOCK.into(), options, FieldTable::default());
+    match ask("locking", lock).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.contains("RESOURCE_LOCKED") => {
+            Err("another demo runs on this broker; wait for its end".to_owned())
+        }
+        Err(error) => Err(error),
     }
 }
 
