@@ -183,8 +183,8 @@ async fn find_broker(
     {
         let shown = describe_uri(&uri);
         show.line(&format!("  broker   AMQP_URL: {shown}"));
-        show.line("           queues and exchanges of the contract are declared there; the demo's own messages go through");
-        show.line("           ringcast.demo.*, which is removed at the end, so that nobody else's calls are touched");
+        show.line("           the contract's queues and exchanges are declared there; the demo's messages go through");
+        show.line("           ringcast.demo.*, removed at the end, so that nobody else's calls are touched");
         return Ok(Some((uri, Names::own())));
     }
     show.line("  broker   looking for an installed RabbitMQ, and starting it as a throw-away …");
@@ -215,7 +215,7 @@ async fn find_broker(
 
 fn show_configuration(show: &mut Show, file: &Path, config: &Config) {
     let admin = config.admin.listen;
-    show.line(&format!("  worker   configured by {} · http://{admin}/metrics while it runs", file.display()));
+    show.line(&format!("  worker   configured by {} · http://{admin}/metrics", file.display()));
 }
 
 /// Publishes the calls and shows what becomes of them, until everything that must come back has. The error is a sentence.
@@ -289,15 +289,9 @@ fn conclude(show: &mut Show, right: bool) {
     show.line(&heading);
     for (what, why) in [
         ("README.md", "what it is, and how to run it"),
-        (
-            "ringcast check --config FILE",
-            "every mistake in a configuration at once; config/default.toml has every key",
-        ),
+        ("ringcast check --config FILE", "all mistakes at once; config/default.toml has all keys"),
         ("ringcast run --config FILE", "the worker, with your RabbitMQ and your key"),
-        (
-            "apns-simulator --identity DIR --script FILE",
-            "the simulated Apple by itself, with faults of your choice",
-        ),
+        ("apns-simulator --identity DIR --script FILE", "the simulated Apple, with faults of your choice"),
         ("tests/run", "all tests; installs what they need"),
     ] {
         show.line(&format!("  {what:<45}{why}"));

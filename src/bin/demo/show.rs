@@ -12,7 +12,7 @@ const PLAIN_MAX: usize = 8;
 /// How often a count is written where it cannot be written over.
 const COUNT_EVERY: usize = 40;
 /// Letters of a worker's error that are shown.
-const ERROR_MAX: usize = 58;
+const ERROR_MAX: usize = 48;
 
 /// How a word is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ impl Show {
             parts.push(self.paint(Tone::Quiet, note));
         }
         let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-        self.line(&format!("{}  {:<25} {word} {}", self.clock(), call.parties(), parts.join(" · ")));
+        self.line(&format!("{}  {:<24} {word} {}", self.clock(), call.parties(), parts.join(" · ")));
     }
 
     fn count(&mut self) {
@@ -143,7 +143,7 @@ fn describe(outcome: &Value) -> String {
     let mut parts = vec![match (accepted, devices.len()) {
         (_, 1) => "1 device".to_owned(),
         (accepted, all) if accepted == all || accepted == 0 => format!("{all} devices"),
-        (accepted, all) => format!("{accepted} of {all} devices"),
+        (accepted, all) => format!("{accepted}/{all} devices"),
     }];
     parts.extend(odd);
     let attempts = devices.iter().filter_map(|device| device["attempts"].as_u64()).max();
@@ -169,7 +169,7 @@ mod tests {
             (json!({"result": "accepted", "devices": [device("accepted", 1, 84)]}), "1 device, 84 ms"),
             (
                 json!({"result": "accepted", "devices": [device("accepted", 2, 84), dead]}),
-                "1 of 2 devices, 410 Unregistered, 2 attempts, 84 ms",
+                "1/2 devices, 410 Unregistered, 2 attempts, 84 ms",
             ),
             (json!({"result": "undeliverable", "devices": [dead]}), "1 device, 410 Unregistered, 50 ms"),
             (

@@ -104,11 +104,10 @@ impl Plot {
         match self {
             Self::Plain | Self::Malformed => "",
             Self::Late => "too late, so not pushed",
-            Self::OldPhone | Self::Gone => "reported as dead",
-            Self::Suspect => "reported as suspect",
-            Self::Hiccup => "Apple said 503 at first",
-            Self::Refused => "the stream was refused at first",
-            Self::Twice => "one phone stood there twice",
+            Self::OldPhone | Self::Gone | Self::Suspect => "reported",
+            Self::Hiccup => "503 at first",
+            Self::Refused => "stream refused at first",
+            Self::Twice => "listed twice",
         }
     }
 }
