@@ -40,7 +40,7 @@ impl<'a> Section<'a> {
 
     /// Like [`Section::text`], but the value is a secret and never shown. `None`: a mistake was recorded.
     pub(super) fn secret<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        self.try_read(key, TEXT, &|value| Some(parse(as_text(value)?)))
+        self.try_read(key, SECRET, &|value| Some(parse(as_text(value)?)))
     }
 
     /// Like [`Section::text`], for a key without a default: `None` where a mistake was recorded, or where the whole table
@@ -176,7 +176,7 @@ impl<'a> Section<'a> {
         self.reader.know(&path);
         let Entry { value, origin } = self.reader.lookup(&path)?.clone();
         let typed = match &value {
-            Value::Raw(raw) if wanted != TEXT => Value::parse(raw),
+            Value::Raw(raw) if wanted != TEXT && wanted != SECRET => Value::parse(raw),
             value => Some(value.clone()),
         };
         let what = match typed.as_ref().and_then(convert) {
@@ -185,6 +185,9 @@ impl<'a> Section<'a> {
             None => {
                 let found = match &value {
                     Value::Raw(raw) => show(raw),
+                    Value::Text(text) => format!("the text {}", show(text)),
+                    Value::Integer(Some(number)) if wanted != SECRET => format!("the number {number}"),
+                    Value::Boolean(boolean) => boolean.to_string(),
                     value => value.kind().to_owned(),
                 };
                 let example = self.example(&path, &origin);
@@ -208,6 +211,9 @@ impl<'a> Section<'a> {
 }
 
 const TEXT: &str = "a text";
+
+/// A text that is never shown, and neither is anything that stands in its place.
+const SECRET: &str = "a text (a secret, not shown)";
 
 fn as_text(value: &Value) -> Option<&str> {
     match value {
