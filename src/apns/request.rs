@@ -71,6 +71,7 @@ impl Template {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
+        headers.reserve(6);
         headers.insert(AUTHORIZATION, authorization);
         headers.insert(APNS_TOPIC, self.topics[push.app.index].clone());
         headers.insert(APNS_PUSH_TYPE, HeaderValue::from_static("voip"));

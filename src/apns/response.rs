@@ -48,7 +48,8 @@ pub(super) async fn read(head: http::Response<RecvStream>) -> Response {
 }
 
 fn decode(head: &Parts, body: &[u8]) -> Response {
-    let refusal = serde_json::from_slice::<Refusal>(body).ok();
+    // A 200 has none, and is the usual case.
+    let refusal = if body.is_empty() { None } else { serde_json::from_slice::<Refusal>(body).ok() };
     let (reason, timestamp) = refusal.map_or((None, None), |refusal| (refusal.reason, refusal.timestamp));
     Response {
         status: head.status.as_u16(),

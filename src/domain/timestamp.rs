@@ -53,8 +53,25 @@ impl fmt::Display for Timestamp {
         };
         let (year, month, day) = instant.to_calendar_date();
         let (hour, minute, second, millisecond) = instant.to_hms_milli();
-        let month = u8::from(month);
-        write!(formatter, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
+        let Ok(year @ 0..=9999) = u16::try_from(year) else { return write!(formatter, "{}", self.0) };
+        // Every outcome holds three of these, so the digits are written straight.
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        digits(&mut text[0..4], year);
+        digits(&mut text[5..7], u8::from(month).into());
+        digits(&mut text[8..10], day.into());
+        digits(&mut text[11..13], hour.into());
+        digits(&mut text[14..16], minute.into());
+        digits(&mut text[17..19], second.into());
+        digits(&mut text[20..23], millisecond);
+        formatter.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// Writes a number into all of `places`, with leading zeros.
+fn digits(places: &mut [u8], mut number: u16) {
+    for place in places.iter_mut().rev() {
+        *place = b'0' + u8::try_from(number % 10).unwrap_or(0);
+        number /= 10;
     }
 }
 
@@ -79,6 +96,13 @@ mod tests {
         for text in ["2026-11-21T09:30:30", "2026-11-21", "1795253430", "", "2026-13-21T09:30:30Z", "now"] {
             assert_eq!(Timestamp::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn writes_utc_with_three_decimals() {
+        let text = Timestamp::from_unix_ms(1_795_253_430_007).to_string();
+        assert_eq!(text, "2026-11-21T09:30:30.007Z");
+        assert_eq!(Timestamp::from_unix_ms(0).to_string(), "1970-01-01T00:00:00.000Z");
     }
 
     proptest! {

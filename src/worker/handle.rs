@@ -356,5 +356,9 @@ async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: 
 
 /// A result as JSON. Our own types of texts and numbers: writing them to memory cannot fail.
 pub(super) fn to_json(result: &impl Serialize) -> Bytes {
-    serde_json::to_vec(result).expect("texts and numbers written to memory").into()
+    /// An outcome with two devices; it grows where there are more.
+    const BYTES: usize = 1024;
+    let mut json = Vec::with_capacity(BYTES);
+    serde_json::to_writer(&mut json, result).expect("texts and numbers written to memory");
+    json.into()
 }
