@@ -13,7 +13,7 @@ use h2::client::SendRequest;
 use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::dial::{BoxedIo, DialError};
 use super::provider_token::{MintError, ProviderToken, TokenMint};
@@ -27,6 +27,12 @@ const TOKEN_KEPT: Duration = Duration::from_secs(20 * 60 + 30);
 /// of the peer, and h2 closes the connection after 1024 of them.
 const RESET_STREAMS_MAX: usize = 10_000;
 const RESET_STREAMS_KEPT: Duration = Duration::from_mins(1);
+
+/// Between two PINGs on a connection, in use or idle.
+const PING_PAUSE: Duration = Duration::from_secs(15);
+
+/// How long a PONG may take.
+const PONG_WAIT: Duration = Duration::from_secs(3);
 
 /// Bytes of an answer's headers at most.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
@@ -108,8 +114,18 @@ pub(super) async fn shake_hands(
 }
 
 /// Awaits a PONG: the peer is there, and its settings, which came first, are known (RFC 9113 §6.5.3, §6.7).
-pub(super) async fn prove_alive(mut ping_pong: h2::PingPong) -> Result<(), OpenError> {
+pub(super) async fn prove_alive(ping_pong: &mut h2::PingPong) -> Result<(), OpenError> {
     ping_pong.ping(h2::Ping::opaque()).await.map(|_| ()).map_err(OpenError::Handshake)
+}
+
+/// Returns when a PING stays without its PONG. A connection that died in silence, behind a NAT say, shows in nothing else.
+pub(super) async fn fall_silent(mut ping_pong: h2::PingPong) {
+    loop {
+        sleep(PING_PAUSE).await;
+        if !matches!(timeout(PONG_WAIT, prove_alive(&mut ping_pong)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
 }
 
 /// Drives a connection to its end and reports on the way. It ends when the peer closes, or when its last handle and its last

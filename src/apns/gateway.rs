@@ -240,9 +240,14 @@ async fn await_answer(
 /// then.
 fn reap(slot: Slot, answer: ResponseFuture) {
     tokio::spawn(async move {
-        if let Ok(Ok(head)) = timeout(REAP_WAIT, answer).await {
-            let parts = &slot.pool().parts;
-            parts.metrics.late_answer(parts.environment.as_str(), head.status().as_u16());
+        let pool = slot.pool();
+        match timeout(REAP_WAIT, answer).await {
+            Ok(Ok(head)) => {
+                slot.prove();
+                pool.parts.metrics.late_answer(pool.parts.environment.as_str(), head.status().as_u16());
+            }
+            Ok(Err(_)) => {}
+            Err(_) => pool.retire(&slot.connection, "a request was never answered"),
         }
     });
 }

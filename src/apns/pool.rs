@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use h2::PingPong;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -32,6 +33,10 @@ const OPEN_WAIT: Duration = Duration::from_secs(5);
 /// repeated opening as an attack (*Establishing a connection to APNs*).
 const REDIAL_PAUSE: Duration = Duration::from_millis(250);
 const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// How long a connection that is out of use may take to finish its streams: longer than a late answer is waited for. A
+/// dead one would stay for as long as the system tries to write to it.
+const LINGER: Duration = Duration::from_secs(45);
 
 /// How long open streams may take to finish when the pool closes.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
@@ -193,7 +198,7 @@ impl Pool {
                 opened = self.open(&mut drivers) => opened,
             };
             let again = match opened {
-                Ok(connection) => {
+                Ok((connection, ping_pong)) => {
                     self.admit(&connection);
                     let admitted = Instant::now();
                     let retirement = connection.retirement();
@@ -204,6 +209,7 @@ impl Pool {
                             break;
                         }
                         () = retirement => {}
+                        () = connection::fall_silent(ping_pong) => self.retire(&connection, "it answers no PING"),
                     }
                     if connection.is_proven() || admitted.elapsed() >= REDIAL_PAUSE_MAX {
                         pause.reset();
@@ -232,7 +238,10 @@ impl Pool {
         let _ = timeout(CLOSE_WAIT, async { while drivers.join_next().await.is_some() {} }).await;
     }
 
-    async fn open(self: &Arc<Self>, drivers: &mut JoinSet<()>) -> Result<Arc<Connection>, OpenError> {
+    async fn open(
+        self: &Arc<Self>,
+        drivers: &mut JoinSet<()>,
+    ) -> Result<(Arc<Connection>, PingPong), OpenError> {
         let environment = self.environment();
         let metrics = &self.parts.metrics;
         metrics.apns_connections(environment, "dialing", 1);
@@ -240,14 +249,27 @@ impl Pool {
             let io = (self.parts.dial)().await?;
             let id = self.parts.ids.fetch_add(1, Ordering::Relaxed) + 1;
             let (connection, mut driver) = connection::shake_hands(io, id, &self.parts.mint).await?;
-            let ping_pong = driver.ping_pong().expect("taken once, here");
+            let mut ping_pong = driver.ping_pong().expect("taken once, here");
             let watcher = Watcher { pool: Arc::clone(self), admitted: Arc::clone(&connection.admitted) };
-            drivers.spawn(connection::drive(driver, Arc::downgrade(&connection), watcher));
+            let retirement = connection.retirement();
+            let driving = connection::drive(driver, Arc::downgrade(&connection), watcher);
+            drivers.spawn(async move {
+                let lingered = async {
+                    retirement.await;
+                    sleep(LINGER).await;
+                };
+                // Biased: an end of its own goes before being cut off.
+                tokio::select! {
+                    biased;
+                    () = driving => {}
+                    () = lingered => {}
+                }
+            });
             // Dropped before it is proven alive (too slow, or a stop), its driver must not hold it open.
             let guard = RetireUnlessKept(Some(&connection));
-            connection::prove_alive(ping_pong).await?;
+            connection::prove_alive(&mut ping_pong).await?;
             guard.keep();
-            Ok(connection)
+            Ok((connection, ping_pong))
         };
         let opened = timeout(OPEN_WAIT, opening).await.unwrap_or(Err(OpenError::Slow(OPEN_WAIT)));
         metrics.apns_connections(environment, "dialing", -1);
@@ -288,7 +310,7 @@ impl State {
         while let Some((key, waiter)) = self.waiters.first_key_value() {
             let (key, avoid) = (*key, waiter.avoid);
             let Some(slot) = self.take(pool, avoid) else { return };
-            let Some(waiter) = self.waiters.remove(&key) else { return };
+            let waiter = self.waiters.remove(&key).expect("its key was just read, under the same lock");
             if let Err(mut slot) = waiter.slot.send(slot) {
                 // The waiter went in this very moment. Given back here: its drop would lock again.
                 slot.armed = false;
