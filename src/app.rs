@@ -39,7 +39,7 @@ pub enum Ending {
     Done,
     /// `worker.shutdown_grace` ran out; the broker gives what was left to somebody else.
     GraceRanOut,
-    /// A second signal came.
+    /// A second signal came, or a part of the worker died.
     Cut,
 }
 
@@ -177,7 +177,7 @@ pub async fn serve(
     watch_broker(&status, &health);
     let mut pause = Pause::new(REDIAL_PAUSE, REDIAL_PAUSE_MAX, jitter);
     let clock = Clock::system();
-    let broker = tokio::spawn(supervisor::run(Supervisor {
+    let mut broker = tokio::spawn(supervisor::run(Supervisor {
         settings: config.amqp.clone(),
         worker_name: config.worker.name.clone(),
         deliveries,
@@ -215,6 +215,12 @@ pub async fn serve(
         biased;
         () = &mut tail => true,
         _ = draining.wait_for(|phase| *phase != Phase::Running) => false,
+        ended = &mut broker => {
+            // It ends on its own only by a panic. Without it nothing can be published: the next process does better.
+            tracing::error!(error = ended.err().map(tracing::field::display), "the broker's side died");
+            admin.stop();
+            return Ok(Ending::Cut);
+        }
     };
     let finish = async {
         if !idle {

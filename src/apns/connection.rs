@@ -170,7 +170,7 @@ impl Connection {
     /// The `authorization` header of the next request. A newer token is taken once the one in use was kept long enough.
     pub(super) fn authorization(&self, mint: &TokenMint) -> Result<HeaderValue, MintError> {
         let mut pinned = self.token.lock();
-        if pinned.since.elapsed() >= TOKEN_KEPT {
+        if pinned.since.elapsed() >= TOKEN_KEPT || !mint.is_fresh(&pinned.token) {
             let current = mint.current()?;
             if current.issued_at != pinned.token.issued_at {
                 *pinned = Pinned { token: current, since: Instant::now() };

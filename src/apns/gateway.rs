@@ -10,7 +10,7 @@ use h2::client::ResponseFuture;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::dial::Dial;
-use super::pool::{Parts, Pool, Slot};
+use super::pool::{Parts, Pool, REAP_WAIT, Slot};
 use super::provider_token::TokenMint;
 use super::request::{Template, TemplateError};
 use super::{Settings, response};
@@ -22,10 +22,6 @@ use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
 use crate::pause::Jitter;
 use crate::worker::gateway::{Gateway, Push};
-
-/// How long an answer is waited for after its attempt was given up. It tells the truth, if late; and h2 takes a dropped
-/// request ill.
-const REAP_WAIT: Duration = Duration::from_secs(30);
 
 /// All pools of one worker. Clones share them.
 #[derive(Clone)]
@@ -171,7 +167,7 @@ impl Gateway for Apns {
         if written >= push.deadline {
             return Err(PushError::NotSent);
         }
-        push.trail.mark(slot.connection.id);
+        push.trail.mark(slot.connection.id, written);
         let answer = write(pool, &slot, push)?;
         await_answer(slot, push, answer, written).await
     }
@@ -214,10 +210,11 @@ async fn await_answer(
         Ok(Err(error)) => return Err(classify(&error)),
         Err(_) => {
             let waited = written.elapsed();
-            if limit <= push.answer_by {
-                pool.retire(&slot.connection, "a request was not answered in time");
+            if !slot.connection.is_proven() {
+                // Its only stream is taken by a request that may never be answered.
+                pool.retire(&slot.connection, "its first request was not answered");
             }
-            reap(slot, answer);
+            reap(slot, answer, limit);
             return Err(PushError::Unknown(format!("no answer within {} ms", waited.as_millis())));
         }
     };
@@ -237,17 +234,18 @@ async fn await_answer(
 }
 
 /// Waits on for an answer that comes too late to matter to its call: it is counted, and its stream stays given out until
-/// then.
-fn reap(slot: Slot, answer: ResponseFuture) {
+/// then. From `limit` on (the request's own, which the call's end may have forestalled) the connection is out of use.
+fn reap(slot: Slot, mut answer: ResponseFuture, limit: Instant) {
     tokio::spawn(async move {
         let pool = slot.pool();
-        match timeout(REAP_WAIT, answer).await {
-            Ok(Ok(head)) => {
-                slot.prove();
-                pool.parts.metrics.late_answer(pool.parts.environment.as_str(), head.status().as_u16());
-            }
-            Ok(Err(_)) => {}
-            Err(_) => pool.retire(&slot.connection, "a request was never answered"),
+        let mut answered = timeout_at(limit, &mut answer).await;
+        if answered.is_err() {
+            pool.retire(&slot.connection, "a request was not answered in time");
+            answered = timeout(REAP_WAIT, answer).await;
+        }
+        if let Ok(Ok(head)) = answered {
+            slot.prove();
+            pool.parts.metrics.late_answer(pool.parts.environment.as_str(), head.status().as_u16());
         }
     });
 }

@@ -29,14 +29,23 @@ const STREAMS_MAX: usize = 1000;
 /// From the dial to the first PONG.
 const OPEN_WAIT: Duration = Duration::from_secs(5);
 
-/// The pause before a lost or failed connection is dialled again; it doubles up to [`REDIAL_PAUSE_MAX`]. Apple may treat
-/// repeated opening as an attack (*Establishing a connection to APNs*).
+/// The pause before a connection is dialled again; it doubles.
 const REDIAL_PAUSE: Duration = Duration::from_millis(250);
-const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// How long a connection that is out of use may take to finish its streams: longer than a late answer is waited for. A
-/// dead one would stay for as long as the system tries to write to it.
-const LINGER: Duration = Duration::from_secs(45);
+/// The longest pause while nothing can be reached: calls wait, and an outage that is over must not be missed.
+const UNREACHED_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// The longest pause while connections open and are then refused. Apple may treat repeated opening as an attack
+/// (*Establishing a connection to APNs*).
+const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// How long an answer is waited for after its request's limit. It tells the truth, if late; and h2 takes a dropped request
+/// ill.
+pub(super) const REAP_WAIT: Duration = Duration::from_secs(30);
+
+/// How long a connection that is out of use may stay after the last late answer was waited for. A dead one would stay for
+/// as long as the system tries to write to it.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// How long open streams may take to finish when the pool closes.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
@@ -114,7 +123,7 @@ impl Pool {
 
     /// Whether a push can go out at once, as far as connections go.
     pub(super) fn is_usable(&self) -> bool {
-        !self.state.lock().lanes.is_empty()
+        self.state.lock().lanes.iter().any(|lane| lane.limit() > 0)
     }
 
     /// Whether it opens connections.
@@ -188,7 +197,9 @@ impl Pool {
     /// Keeps one connection open: dials, hands it out, and dials again when it is out of use.
     async fn keep(self: Arc<Self>) {
         let mut stop = self.stop.subscribe();
-        let mut pause = Pause::new(REDIAL_PAUSE, REDIAL_PAUSE_MAX, self.parts.jitter.clone());
+        let jitter = || self.parts.jitter.clone();
+        let mut unreached = Pause::new(REDIAL_PAUSE, UNREACHED_PAUSE_MAX, jitter());
+        let mut refused = Pause::new(REDIAL_PAUSE, REFUSED_PAUSE_MAX, jitter());
         let mut drivers = JoinSet::new();
         loop {
             // Biased: a stop goes before everything.
@@ -199,6 +210,7 @@ impl Pool {
             };
             let again = match opened {
                 Ok((connection, ping_pong)) => {
+                    unreached.reset();
                     self.admit(&connection);
                     let admitted = Instant::now();
                     let retirement = connection.retirement();
@@ -211,15 +223,18 @@ impl Pool {
                         () = retirement => {}
                         () = connection::fall_silent(ping_pong) => self.retire(&connection, "it answers no PING"),
                     }
-                    if connection.is_proven() || admitted.elapsed() >= REDIAL_PAUSE_MAX {
-                        pause.reset();
+                    if connection.is_proven() || admitted.elapsed() >= REFUSED_PAUSE_MAX {
+                        refused.reset();
                         Duration::ZERO
                     } else {
-                        pause.lengthen()
+                        refused.lengthen()
                     }
                 }
                 Err(error) => {
-                    let again = pause.lengthen();
+                    let again = match error {
+                        OpenError::Dial(_) | OpenError::Slow(_) => unreached.lengthen(),
+                        OpenError::Handshake(_) | OpenError::Mint(_) => refused.lengthen(),
+                    };
                     tracing::warn!(
                         apns.environment = self.environment(), error = %error, again_in_ms = again.as_millis(),
                         "no connection to APNs"
@@ -252,11 +267,12 @@ impl Pool {
             let mut ping_pong = driver.ping_pong().expect("taken once, here");
             let watcher = Watcher { pool: Arc::clone(self), admitted: Arc::clone(&connection.admitted) };
             let retirement = connection.retirement();
+            let linger = self.parts.request_timeout + REAP_WAIT + LINGER;
             let driving = connection::drive(driver, Arc::downgrade(&connection), watcher);
             drivers.spawn(async move {
                 let lingered = async {
                     retirement.await;
-                    sleep(LINGER).await;
+                    sleep(linger).await;
                 };
                 // Biased: an end of its own goes before being cut off.
                 tokio::select! {

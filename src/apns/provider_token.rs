@@ -22,6 +22,9 @@ use crate::clock::Clock;
 /// the oldest in use is 50 minutes old; Apple refuses one older than an hour.
 const BUCKET_SECONDS: i64 = 30 * 60;
 
+/// Older by the wall clock, a token is replaced whatever else holds: the machine slept, or its clock jumped.
+const AGE_SECONDS_MAX: i64 = 55 * 60;
+
 /// A signed token, ready for the header.
 #[derive(Debug)]
 pub(super) struct ProviderToken {
@@ -80,17 +83,25 @@ impl TokenMint {
         }
     }
 
-    /// The token of this half hour. A clock that goes back keeps the one it has: a new one would be a needless update.
+    /// The token of this half hour. A clock that goes back a little keeps the one it has: a new one would be a needless
+    /// update. One whose `iat` lies far ahead was minted by a clock that was wrong, and Apple refuses it.
     pub(super) fn current(&self) -> Result<Arc<ProviderToken>, MintError> {
         let now = self.clock.unix_ms().div_euclid(1000);
         let issued_at = now - now.rem_euclid(BUCKET_SECONDS);
         let mut current = self.current.lock();
-        if let Some(token) = current.as_ref().filter(|token| token.issued_at >= issued_at) {
+        let ahead = now + BUCKET_SECONDS;
+        if let Some(token) = current.as_ref().filter(|token| (issued_at..=ahead).contains(&token.issued_at)) {
             return Ok(Arc::clone(token));
         }
         let token = Arc::new(self.mint(issued_at)?);
         *current = Some(Arc::clone(&token));
         Ok(token)
+    }
+
+    /// Whether Apple takes this token by the wall clock: not from the future, and not close to an hour old.
+    pub(super) fn is_fresh(&self, token: &ProviderToken) -> bool {
+        let age = self.clock.unix_ms().div_euclid(1000) - token.issued_at;
+        (-BUCKET_SECONDS..AGE_SECONDS_MAX).contains(&age)
     }
 
     /// Seconds since the current token's `iat`; `None` before the first one.
@@ -172,6 +183,20 @@ mod tests {
         let next = one.current().unwrap();
         assert_eq!(next.issued_at, first.issued_at + BUCKET_SECONDS);
         assert_ne!(next.header, first.header);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_from_a_clock_that_was_ahead_is_replaced() {
+        const DAY: i64 = 24 * 60 * 60;
+        let clock = Clock::simulated(1_795_253_400_000);
+        let mint = mint(&clock);
+        let right = mint.current().unwrap();
+        let ahead = ProviderToken { header: right.header.clone(), issued_at: right.issued_at + DAY };
+        assert!(mint.is_fresh(&right) && !mint.is_fresh(&ahead));
+        *mint.current.lock() = Some(Arc::new(ahead));
+        assert_eq!(mint.current().unwrap().issued_at, right.issued_at);
+        tokio::time::advance(Duration::from_hours(1)).await;
+        assert!(!mint.is_fresh(&right));
     }
 
     #[tokio::test(start_paused = true)]

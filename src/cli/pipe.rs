@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::pause::Jitter;
 use crate::worker;
-use crate::worker::mailbox::{self, Delivery, Posting, Properties, Receipt, Settlement};
+use crate::worker::mailbox::{self, Delivery, Posting, Properties, Receipt, Route, Settlement};
 
 /// Lines read ahead.
 const LINES_AHEAD: usize = 256;
@@ -177,7 +177,8 @@ async fn write_results(mut postings: mpsc::Receiver<Posting>) -> io::Error {
     let mut text = Vec::new();
     while postings.recv_many(&mut batch, RESULTS_AT_ONCE).await > 0 {
         text.clear();
-        for posting in &batch {
+        // Copies for onlookers have no place here.
+        for posting in batch.iter().filter(|posting| matches!(posting.publication.route, Route::Results(_))) {
             text.extend_from_slice(&posting.publication.body);
             text.push(b'\n');
         }

@@ -17,7 +17,7 @@ pub(super) struct Dispatched {
     pub verdict: Verdict,
     /// How many attempts were made.
     pub attempts: u32,
-    /// From the first attempt's start to the end; `None` when none was made.
+    /// From when the first attempt was written to the end; `None` when none was.
     pub latency: Option<Duration>,
     /// The answer that decided, or the last one.
     pub response: Option<Response>,
@@ -33,7 +33,6 @@ pub(super) async fn dispatch<G: Gateway>(
     jitter: &Jitter,
     metrics: &Metrics,
 ) -> Dispatched {
-    let started = Instant::now();
     let mut progress = Progress::default();
     let mut class = Class::First;
     let (mut response, mut error) = (None, None);
@@ -59,6 +58,6 @@ pub(super) async fn dispatch<G: Gateway>(
         }
     };
     let attempts = progress.attempts();
-    let latency = (attempts > 0).then(|| started.elapsed());
+    let latency = push.trail.first().map(|first| first.elapsed());
     Dispatched { verdict, attempts, latency, response, error }
 }

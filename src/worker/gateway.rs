@@ -3,8 +3,8 @@
 //! Apple's refusal is a value, a failure to send is an error: what comes back is exactly what the policy must know.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -45,18 +45,28 @@ pub struct Push {
     pub trail: Trail,
 }
 
-/// Which connection the last attempt of a push used, so that the next one goes elsewhere. Only the gateway looks at it.
+/// What the attempts of a push leave behind: when the first was written, and which connection the last one used, so that
+/// the next goes elsewhere. The gateway marks it.
 #[derive(Debug, Default)]
-pub struct Trail(AtomicU64);
+pub struct Trail {
+    first: OnceLock<Instant>,
+    connection: AtomicU64,
+}
 
 impl Trail {
-    /// The attempt uses this connection; ids start at 1.
-    pub fn mark(&self, connection: u64) {
-        self.0.store(connection, Ordering::Relaxed);
+    /// An attempt is written now on this connection; ids start at 1.
+    pub fn mark(&self, connection: u64, now: Instant) {
+        self.first.get_or_init(|| now);
+        self.connection.store(connection, Ordering::Relaxed);
+    }
+
+    /// When the first attempt was written.
+    pub fn first(&self) -> Option<Instant> {
+        self.first.get().copied()
     }
 
     /// The connection of the last attempt, 0 before the first.
     pub fn last(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.connection.load(Ordering::Relaxed)
     }
 }

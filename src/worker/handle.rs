@@ -47,7 +47,8 @@ pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
     match read(worker, &body, &properties, taken) {
         Err(malformed) => {
             let outcome = refuse(worker, &identity, &malformed, &properties, taken, redelivered);
-            if confirm(worker, &[outcome], &receipt).await {
+            if confirm(worker, std::slice::from_ref(&outcome), &receipt).await {
+                reply(worker, &properties, &outcome);
                 worker.metrics.invite(
                     malformed.known_app.as_ref().map(|app| app.name.as_str()),
                     InviteResult::Malformed.as_str(),
@@ -64,11 +65,7 @@ pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
                 }
             };
             if confirm(worker, &known.publications, &receipt).await {
-                if let Some(queue) = &properties.reply_to {
-                    let copy =
-                        Publication { route: Route::Reply(queue.clone()), ..known.publications[0].clone() };
-                    worker.outbox.copy(copy);
-                }
+                reply(worker, &properties, &known.publications[0]);
                 receipt.ack();
             }
         }
@@ -121,7 +118,7 @@ async fn ring<G: Gateway>(
         let plan = plan(invite, device, &mut ticket, in_time, &body);
         async move {
             match plan {
-                Plan::Settled(outcome) => (*outcome, None),
+                Plan::Settled(outcome) => Rung { outcome: *outcome, event: None, untried: None },
                 Plan::Push(apns_id, body) => {
                     let push = Push {
                         app: invite.app.clone(),
@@ -143,16 +140,18 @@ async fn ring<G: Gateway>(
         }
     });
     let dispatches: Vec<_> = dispatches.collect();
-    let (devices, invalidations): (Vec<_>, Vec<_>) = join_all(dispatches).await.into_iter().unzip();
-
-    for (device, outcome) in invite.devices.iter().zip(&devices) {
-        if outcome.attempts == 0 {
-            ticket.release(invalidation::push_id(invite, device));
+    let mut devices = Vec::with_capacity(invite.devices.len());
+    let mut invalidations = Vec::new();
+    for Rung { outcome, event, untried } in join_all(dispatches).await {
+        if let Some(id) = untried {
+            ticket.release(id);
         }
         worker.metrics.device(&invite.app.name, outcome.environment.as_str(), outcome.result);
         if let Some(stage) = outcome.stage {
             worker.metrics.expired(stage);
         }
+        devices.push(outcome);
+        invalidations.extend(event);
     }
     let result = InviteResult::of(&devices);
     worker.metrics.invite(Some(&invite.app.name), result.as_str());
@@ -177,7 +176,7 @@ async fn ring<G: Gateway>(
         devices: Some(devices),
     };
     let mut publications = vec![publish_outcome(&identity, &outcome, Some(&invite.app.name))];
-    for Invalidation { publication, confidence } in invalidations.into_iter().flatten() {
+    for Invalidation { publication, confidence } in invalidations {
         worker.metrics.token_event(&invite.app.name, confidence.as_str(), "invalid");
         publications.push(publication);
     }
@@ -185,6 +184,15 @@ async fn ring<G: Gateway>(
         carry(properties, publication);
     }
     ticket.finish(publications)
+}
+
+/// What became of one device.
+struct Rung {
+    outcome: DeviceOutcome,
+    /// The event that Apple's word makes.
+    event: Option<Invalidation>,
+    /// The claim that was made for a push of which no attempt was made.
+    untried: Option<ApnsId>,
 }
 
 /// What to do with one device: nothing, because it is settled already, or a push with this id and body.
@@ -236,7 +244,7 @@ fn settle<G: Gateway>(
     apns_id: ApnsId,
     dispatched: Dispatched,
     deadline: Instant,
-) -> (DeviceOutcome, Option<Invalidation>) {
+) -> Rung {
     let Dispatched { verdict, attempts, latency, response, error } = dispatched;
     if verdict == Verdict::Accepted {
         worker.metrics.slack(deadline.saturating_duration_since(Instant::now()));
@@ -262,7 +270,7 @@ fn settle<G: Gateway>(
     if matches!(verdict, Verdict::Unknown | Verdict::Failed | Verdict::Expired(_)) {
         outcome.error = error.map(|error| error.to_string());
     }
-    (outcome, event)
+    Rung { outcome, event, untried: (attempts == 0).then_some(apns_id) }
 }
 
 /// The outcome of a message that is no invite.
@@ -319,6 +327,13 @@ fn carry(properties: &Properties, publication: &mut Publication) {
     publication.tracestate.clone_from(&properties.tracestate);
 }
 
+/// Copies the outcome to the queue that the publisher asked for.
+fn reply<G>(worker: &Worker<G>, properties: &Properties, outcome: &Publication) {
+    if let Some(queue) = &properties.reply_to {
+        worker.outbox.copy(Publication { route: Route::Reply(queue.clone()), ..outcome.clone() });
+    }
+}
+
 /// Publishes until the broker has confirmed all, as long as the delivery can still be settled. False: it cannot, and the
 /// broker gives it to somebody else.
 async fn confirm<G>(worker: &Worker<G>, publications: &[Publication], receipt: &Receipt) -> bool {
@@ -331,7 +346,13 @@ async fn confirm<G>(worker: &Worker<G>, publications: &[Publication], receipt: &
 async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: &Receipt) -> bool {
     let mut pause = Pause::new(UNCONFIRMED_PAUSE, UNCONFIRMED_PAUSE_MAX, worker.jitter.clone());
     loop {
-        match worker.outbox.publish(publication.clone()).await {
+        // While the broker takes nothing, only the end of the delivery ends the wait.
+        let published = tokio::select! {
+            biased;
+            published = worker.outbox.publish(publication.clone()) => published,
+            () = receipt.gone() => return false,
+        };
+        match published {
             Ok(()) => {
                 if let (true, Route::Results(key)) = (worker.copies_live, &publication.route) {
                     worker

@@ -86,6 +86,13 @@ impl Receipt {
         self.settlements.as_ref().is_some_and(|sender| !sender.is_closed())
     }
 
+    /// Returns when settling cannot reach the broker any more.
+    pub async fn gone(&self) {
+        if let Some(sender) = &self.settlements {
+            sender.closed().await;
+        }
+    }
+
     fn settle(mut self, settlement: Settlement) {
         self.send(settlement);
     }

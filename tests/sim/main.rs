@@ -11,6 +11,7 @@
 
 mod broker;
 mod checks;
+mod named;
 mod plan;
 mod world;
 
@@ -37,6 +38,14 @@ fn hold(seed: u64) -> History {
         Ok(history) => history,
         Err(violations) => panic!("seed {seed} (replay with SIM_SEED={seed}):\n{violations}"),
     }
+}
+
+/// The checked history of a plan that somebody wrote.
+fn tell(plan: plan::Plan) -> History {
+    let history = world::run_plan(0, plan);
+    let violations = checks::check(&history);
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+    history
 }
 
 #[test]

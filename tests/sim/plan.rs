@@ -80,6 +80,59 @@ pub struct Plan {
     pub nack_probability: f64,
 }
 
+impl Plan {
+    /// A world in which nothing happens yet, for a named history.
+    pub fn quiet() -> Self {
+        Self {
+            messages: Vec::new(),
+            events: Vec::new(),
+            devices: Vec::new(),
+            prefetch: 16,
+            connections: 2,
+            one_stream_first: true,
+            max_streams: 100,
+            expiration_max: Duration::ZERO,
+            nack_probability: 0.0,
+        }
+    }
+
+    /// Publishes a call `at` milliseconds that rings for `ring_for` milliseconds on these devices. `copy` tells messages of
+    /// one call apart.
+    pub fn call(
+        mut self,
+        call: u64,
+        copy: &str,
+        at: u64,
+        ring_for: i64,
+        devices: &[u64],
+        started_at: i64,
+    ) -> Self {
+        let deadline = started_at + i64::try_from(at).unwrap_or(0) + ring_for;
+        let devices: Vec<Value> = devices.iter().map(|number| json!({ "token": token(*number) })).collect();
+        let body = json!({
+            "call_id": call_id(call), "app": "acme", "deadline": instant(deadline), "devices": devices,
+        });
+        let at = Duration::from_millis(at);
+        self.messages.push(Message {
+            at,
+            amqp_id: Some(copy.to_owned()),
+            body: body.to_string().into_bytes(),
+        });
+        self
+    }
+
+    /// Something goes wrong, or right, `at` milliseconds.
+    pub fn event(mut self, at: u64, event: Event) -> Self {
+        self.events.push((Duration::from_millis(at), event));
+        self
+    }
+}
+
+/// The id of call `number`.
+pub fn call_id(number: u64) -> String {
+    format!("00000000-0000-4000-8000-{number:012x}")
+}
+
 /// The token of device `number`; what it is like stands in its last digit.
 pub fn token(number: u64) -> String {
     format!("{number:064x}")
@@ -162,7 +215,7 @@ fn invite(dice: &Dice, call: u64, at: Duration, started_at: i64, ring_for_max: u
         })
         .collect();
     json!({
-        "call_id": format!("00000000-0000-4000-8000-{call:012x}"),
+        "call_id": call_id(call),
         "app": "acme",
         "deadline": instant(published + ring_for),
         "devices": devices,

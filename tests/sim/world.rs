@@ -23,7 +23,7 @@ use crate::broker::{Broker, Happening, Message, Order};
 use crate::plan::{self, Event, HEALED_AFTER, Plan};
 
 /// 2026-11-21T09:30:00Z.
-const STARTED_AT: i64 = 1_795_253_400_000;
+pub const STARTED_AT: i64 = 1_795_253_400_000;
 
 /// How long one attempt may stay unanswered here.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -143,12 +143,16 @@ impl Totals {
 
 /// Runs the world of a seed from its start until it is drained.
 pub fn run(seed: u64) -> History {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    runtime.expect("a runtime").block_on(live(seed))
+    run_plan(seed, plan::plan(seed, STARTED_AT))
 }
 
-async fn live(seed: u64) -> History {
-    let plan = plan::plan(seed, STARTED_AT);
+/// Runs a world in which this happens.
+pub fn run_plan(seed: u64, plan: Plan) -> History {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime").block_on(live(seed, plan))
+}
+
+async fn live(seed: u64, plan: Plan) -> History {
     let clock = Clock::simulated(STARTED_AT);
     let started = Instant::now();
     let world = World::new(seed, plan, clock);

@@ -1,0 +1,71 @@
+//! Histories with a name: what once went wrong, and must not again.
+
+use ringcast::simulator::faults::{ConnectAction, ConnectFault, Fault, When};
+use serde_json::Value;
+
+use crate::broker::Happening;
+use crate::plan::{Event, Plan, call_id, token};
+use crate::tell;
+use crate::world::{History, STARTED_AT};
+
+/// The results of a call's devices, an outcome each, in the order of the outcomes.
+fn results(history: &History, call: u64) -> Vec<Vec<String>> {
+    let mut all = Vec::new();
+    for happening in &history.happenings {
+        let Happening::Stored { publication, .. } = happening else { continue };
+        let outcome: Value = serde_json::from_slice(&publication.body).expect("results are JSON");
+        if outcome["call_id"] == call_id(call) && outcome["type"] == "ringcast.outcome.v1" {
+            let devices = outcome["devices"].as_array().expect("a readable invite has devices").iter();
+            all.push(
+                devices.map(|device| device["result"].as_str().unwrap_or_default().to_owned()).collect(),
+            );
+        }
+    }
+    all
+}
+
+/// A fresh connection may carry one request until the first answer. Short calls to a token that is never answered took these
+/// places on every connection, and kept them long after they had ended.
+#[test]
+fn calls_that_are_never_answered_do_not_block_a_fresh_pool() {
+    let silent = Fault::silence(false).token(&token(1));
+    let mut plan = Plan::quiet().event(0, Event::Apple(silent));
+    for call in 1..=2 {
+        plan = plan.call(call, &format!("short-{call}"), 10, 2_000, &[1], STARTED_AT);
+    }
+    for call in 10..20 {
+        plan = plan.call(call, &format!("long-{call}"), 100, 20_000, &[call], STARTED_AT);
+    }
+    let history = tell(plan);
+    for call in 10..20 {
+        assert_eq!(results(&history, call), [["accepted"]], "call {call}");
+    }
+}
+
+/// The pause between dials grew to half a minute during an outage, so that calls were lost after it was over.
+#[test]
+fn an_outage_that_is_over_is_noticed_at_once() {
+    let refuse = ConnectFault { when: When::default(), action: ConnectAction::Refuse };
+    let mut plan = Plan::quiet().event(0, Event::Connect(refuse));
+    // The outage begins with what stands: everything is cut.
+    plan = plan.event(10, Event::Kill).event(35_000, Event::AppleHeals);
+    let history = tell(plan.call(1, "after", 35_500, 4_000, &[5], STARTED_AT));
+    assert_eq!(results(&history, 1), [["accepted"]]);
+}
+
+/// A token that stood twice in an invite gave the claim back that its first entry had made, and a second message about the call
+/// rang the phone again.
+#[test]
+fn a_token_listed_twice_still_rings_once() {
+    let plan = Plan::quiet().call(1, "first", 10, 20_000, &[5, 5], STARTED_AT).call(
+        1,
+        "second",
+        5_000,
+        10_000,
+        &[5],
+        STARTED_AT,
+    );
+    let history = tell(plan);
+    assert_eq!(results(&history, 1), [vec!["accepted", "duplicate"], vec!["duplicate"]]);
+    assert_eq!(history.records.iter().filter(|record| record.processed).count(), 1);
+}
