@@ -34,7 +34,7 @@ fn calls_that_are_never_answered_do_not_block_a_fresh_pool() {
         plan = plan.call(call, &format!("short-{call}"), 10, 2_000, &[1], STARTED_AT);
     }
     for call in 10..20 {
-        plan = plan.call(call, &format!("long-{call}"), 100, 20_000, &[call], STARTED_AT);
+        plan = plan.call(call, &format!("long-{call}"), 100, 4_800, &[call], STARTED_AT);
     }
     let history = tell(plan);
     for call in 10..20 {
@@ -46,10 +46,10 @@ fn calls_that_are_never_answered_do_not_block_a_fresh_pool() {
 #[test]
 fn an_outage_that_is_over_is_noticed_at_once() {
     let refuse = ConnectFault { when: When::default(), action: ConnectAction::Refuse };
-    let mut plan = Plan::quiet().event(0, Event::Connect(refuse));
+    let mut plan = Plan { connections: 1, ..Plan::quiet() }.event(0, Event::Connect(refuse));
     // The outage begins with what stands: everything is cut.
-    plan = plan.event(10, Event::Kill).event(35_000, Event::AppleHeals);
-    let history = tell(plan.call(1, "after", 35_500, 4_000, &[5], STARTED_AT));
+    plan = plan.event(10, Event::Kill).event(70_000, Event::AppleHeals);
+    let history = tell(plan.call(1, "after", 70_500, 4_000, &[5], STARTED_AT));
     assert_eq!(results(&history, 1), [["accepted"]]);
 }
 
