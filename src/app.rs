@@ -144,7 +144,7 @@ pub async fn serve(
     let mut told = std::pin::pin!(stop);
     let metrics = Metrics::new();
     let health = Health::new();
-    let (lifecycle, stage) = watch::channel("starting");
+    let (lifecycle, stage) = watch::channel("starting: waiting for a first connection to APNs");
     health.ready_when("worker", move || match *stage.borrow() {
         "" => Readiness::ready(),
         stage => Readiness::not_ready(stage),
@@ -196,7 +196,7 @@ pub async fn serve(
     let (stop, stopped) = watch::channel(false);
     let working = worker::run(Arc::clone(&core.worker), delivered, stopped);
     lifecycle.send_replace("");
-    tracing::info!(apps = config.apps.len(), queues = ?config.amqp.invites, "the worker runs");
+    tracing::info!(apps = config.apps.len(), queues = config.amqp.invites.join(","), "the worker runs");
 
     let stopping = async {
         told.await;
@@ -241,8 +241,20 @@ pub async fn serve(
     };
     heartbeat.abort();
     admin.stop();
-    tracing::info!(ending = ?ending, "the worker has stopped");
+    tell_ending(ending);
     Ok(ending)
+}
+
+fn tell_ending(ending: Ending) {
+    match ending {
+        Ending::Done => tracing::info!("the worker has stopped; everything that was begun is finished"),
+        Ending::GraceRanOut => {
+            tracing::warn!("worker.shutdown_grace ran out; the broker gives what was left to other workers");
+        }
+        Ending::Cut => {
+            tracing::warn!("the worker was cut off; the broker gives what was left to other workers");
+        }
+    }
 }
 
 /// Returns when a pool has a usable connection, or when waiting longer would keep outcomes back.
@@ -264,17 +276,14 @@ fn watch_apns(apns: &Apns, apps: &[Arc<App>], metrics: &Arc<Metrics>, health: &H
     let pools = apns.clone();
     health.ready_when("apns", move || {
         let states = pools.states();
-        let dead = states.iter().filter(|pool| pool.is_started && !pool.is_usable);
-        let dead: Vec<String> = dead
-            .map(|pool| {
-                format!("no usable connection to {} with key {}", pool.environment.as_str(), pool.key_id)
-            })
-            .collect();
+        let dead = states.iter().filter(|pool| pool.is_started && !pool.is_usable).map(|pool| {
+            let why = pool.trouble.as_deref().map_or_else(String::new, |trouble| format!(": {trouble}"));
+            format!("no usable connection to {} with key {}{why}", pool.environment.as_str(), pool.key_id)
+        });
         if states.iter().any(|pool| pool.is_usable) {
-            dead.into_iter().fold(Readiness::ready(), Readiness::with_note)
+            dead.fold(Readiness::ready(), Readiness::with_note)
         } else {
-            dead.into_iter()
-                .fold(Readiness::not_ready("no usable connection to APNs"), Readiness::with_reason)
+            dead.fold(Readiness::default(), Readiness::with_reason)
         }
     });
     let (pools, apps, gauges) = (apns.clone(), apps.to_vec(), Arc::downgrade(metrics));

@@ -192,13 +192,18 @@ fn read_admin(reader: &mut Reader) -> admin::Settings {
     admin::Settings { listen }
 }
 
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 fn read_log(reader: &mut Reader) -> Log {
     let mut log = reader.section(&["log"]);
     let words = [("auto", LogFormat::Auto), ("json", LogFormat::Json), ("human", LogFormat::Human)];
     let format = log.word("format", &words);
+    // Without `=`, a word is a level; the library would take any other for the name of a module, and log nothing else.
+    let is_level =
+        |part: &str| part.contains('=') || LOG_LEVELS.contains(&part.trim().to_ascii_lowercase().as_str());
     let level = log.text("level", |text| match tracing_subscriber::EnvFilter::try_new(text) {
-        Ok(_) if !text.trim().is_empty() => Ok(text.to_owned()),
-        _ => Err("is not a log filter; give a level and exceptions, as in \"info,h2=warn\"".to_owned()),
+        Ok(_) if text.split(',').all(is_level) => Ok(text.to_owned()),
+        _ => Err("is not a log filter; give a level (off, error, warn, info, debug, trace) and exceptions, as in \"info,h2=warn\"".to_owned()),
     });
     Log { format, level }
 }

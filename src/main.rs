@@ -58,8 +58,9 @@ enum Topology {
 }
 
 #[derive(Args)]
+#[expect(clippy::doc_markdown, reason = "help is read on a terminal")]
 struct Configuration {
-    /// The TOML file; variables go over it, named after section and key
+    /// The TOML file. Variables go over it: RINGCAST__AMQP__PREFETCH is amqp.prefetch. It may be left out when they say all
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }

@@ -171,10 +171,29 @@ impl Metrics {
             ),
             registry: declare.registry,
         };
+        metrics.start_at_zero();
         declare_build_info(&metrics.registry);
         #[cfg(target_os = "linux")]
         register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
         Arc::new(metrics)
+    }
+
+    /// Makes the series whose labels are known in advance, so that the first event is an increase and not a birth.
+    fn start_at_zero(&self) {
+        let closed: [(&IntCounterVec, &[&str]); 4] = [
+            (&self.expired, &["broker", "queue", "slot", "retry"]),
+            (&self.attempts, &["first", "unprocessed", "transient", "ambiguous"]),
+            (&self.apns_goaways, &["none", "other"]),
+            (&self.amqp_publishes, &["confirmed", "returned", "nacked", "lost"]),
+        ];
+        for (family, labels) in closed {
+            for label in labels {
+                family.with_label_values(&[*label]);
+            }
+        }
+        for stage in ["queue", "slot", "apns", "confirm", "total"] {
+            self.stage_seconds.with_label_values(&[stage]);
+        }
     }
 
     /// The text exposition of every family (Prometheus text format 0.0.4).

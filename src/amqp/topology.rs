@@ -354,7 +354,10 @@ fn explain(said: &str, code: Option<u16>) -> String {
             }
         }
         Some(403) => {
-            format!("the user may not ({said}); `ringcast topology permissions` says what is needed")
+            format!(
+                "the user may not ({said}); declare as an administrator, \
+                 and give the worker what `ringcast topology permissions` prints"
+            )
         }
         Some(540) => format!("the broker cannot ({said}); RabbitMQ 3.10 or newer is needed"),
         _ => said.to_owned(),

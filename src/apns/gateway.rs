@@ -46,6 +46,8 @@ pub struct PoolState {
     pub is_usable: bool,
     /// It opens connections; a pool that nobody needs yet does not.
     pub is_started: bool,
+    /// Why the last connection could not be opened, until one can.
+    pub trouble: Option<String>,
 }
 
 /// Why the pools cannot be set up.
@@ -123,6 +125,7 @@ impl Apns {
             key_id: key_id.clone(),
             is_usable: pool.is_usable(),
             is_started: pool.is_started(),
+            trouble: pool.trouble(),
         };
         self.distinct.iter().map(state).collect()
     }

@@ -82,6 +82,8 @@ struct State {
     opened: BTreeMap<u64, Instant>,
     sequence: u64,
     started: bool,
+    /// Why the last connection could not be opened, until one can.
+    trouble: Option<String>,
 }
 
 /// A usable connection and how many of its streams are given out.
@@ -124,6 +126,11 @@ impl Pool {
     /// Whether a push can go out at once, as far as connections go.
     pub(super) fn is_usable(&self) -> bool {
         self.state.lock().lanes.iter().any(|lane| lane.limit() > 0)
+    }
+
+    /// Why the last connection could not be opened, until one can.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.state.lock().trouble.clone()
     }
 
     /// Whether it opens connections.
@@ -211,6 +218,11 @@ impl Pool {
             let again = match opened {
                 Ok((connection, ping_pong)) => {
                     unreached.reset();
+                    tracing::info!(
+                        apns.environment = self.environment(),
+                        apns.connection = connection.id,
+                        "connected to APNs"
+                    );
                     self.admit(&connection);
                     let admitted = Instant::now();
                     let retirement = connection.retirement();
@@ -235,10 +247,7 @@ impl Pool {
                         OpenError::Dial(_) | OpenError::Slow(_) => unreached.lengthen(),
                         OpenError::Handshake(_) | OpenError::Mint(_) => refused.lengthen(),
                     };
-                    tracing::warn!(
-                        apns.environment = self.environment(), error = %error, again_in_ms = again.as_millis(),
-                        "no connection to APNs"
-                    );
+                    self.note_trouble(&error, again);
                     again
                 }
             };
@@ -251,6 +260,27 @@ impl Pool {
         }
         // Elapsed: what is still open is cut off with the drivers.
         let _ = timeout(CLOSE_WAIT, async { while drivers.join_next().await.is_some() {} }).await;
+    }
+
+    /// Tells a new trouble once; the same one again is for those who ask for it.
+    fn note_trouble(&self, error: &OpenError, again: Duration) {
+        let (environment, again_in_s) = (self.environment(), again.as_secs_f64());
+        let trouble = error.to_string();
+        if self.state.lock().trouble.replace(trouble.clone()).as_ref() == Some(&trouble) {
+            tracing::debug!(
+                apns.environment = environment,
+                again_in_s,
+                error = trouble,
+                "no connection to APNs"
+            );
+        } else {
+            tracing::warn!(
+                apns.environment = environment,
+                again_in_s,
+                error = trouble,
+                "no connection to APNs; trying again until there is one"
+            );
+        }
     }
 
     async fn open(
@@ -298,6 +328,7 @@ impl Pool {
         if connection.is_retired() {
             return;
         }
+        state.trouble = None;
         connection.admitted.store(true, Ordering::Relaxed);
         self.parts.metrics.apns_connections(self.environment(), "usable", 1);
         state.lanes.push(Lane { connection: Arc::clone(connection), used: 0 });

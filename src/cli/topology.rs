@@ -87,7 +87,7 @@ pub fn permissions(settings: &Settings) -> Result<String, Error> {
             nothing,
         ),
         (
-            "Whoever reads results; the queues amq.gen-… are for `ringcast watch`.",
+            "Whoever reads results; the queues amq.gen-… are for onlookers of ringcast.live.",
             "READER",
             onlooker.clone(),
             onlooker,

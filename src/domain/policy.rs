@@ -27,7 +27,7 @@ const PROVIDER_TOKEN_REPEATS_MAX: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
     /// The deadline came before a stream was free. Nothing was written.
-    #[error("no stream was free before the deadline")]
+    #[error("no connection to APNs had a stream free before the deadline")]
     NotSent,
     /// It surely was not processed: never written, a refused stream, or above a GOAWAY's last stream id (RFC 9113 §8.7).
     #[error("surely not processed: {0}")]

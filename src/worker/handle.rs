@@ -12,6 +12,7 @@ use super::gateway::{Gateway, Push, Trail};
 use super::invalidation::{self, Invalidation};
 use super::ledger::{Admission, Ticket};
 use super::mailbox::{Delivery, Properties, Publication, PublishError, Receipt, Route};
+use super::report;
 use super::run::Worker;
 use crate::domain::id::{ApnsId, Identity};
 use crate::domain::invite::{Device, Invite, Malformed};
@@ -94,7 +95,12 @@ fn read<G>(
     }
     if let Some(ahead) = invite.skew(taken.on) {
         worker.metrics.clock_skew(ahead);
-        tracing::warn!(call.id = %invite.call_id, ahead_ms = ahead.as_millis(), "created_at lies in the future: is a clock wrong?");
+        if worker.skew_told.is_due() {
+            tracing::warn!(
+                call.id = %invite.call_id, ahead_s = ahead.as_secs_f64(),
+                "created_at lies in the future: is a clock wrong?"
+            );
+        }
     }
     Ok(invite)
 }
@@ -155,12 +161,7 @@ async fn ring<G: Gateway>(
     }
     let result = InviteResult::of(&devices);
     worker.metrics.invite(Some(&invite.app.name), result.as_str());
-    if !matches!(result, InviteResult::Accepted | InviteResult::Duplicate) {
-        tracing::info!(
-            call.id = %invite.call_id, app = invite.app.name, result = result.as_str(),
-            devices = devices.len(), "the call did not ring"
-        );
-    }
+    report::tell_failure(invite, result, &devices);
     let outcome = Outcome {
         kind: outcome::KIND,
         call_id: Some(invite.call_id),
@@ -285,6 +286,7 @@ fn refuse<G>(
     tracing::warn!(
         call.id = malformed.call_id.map(tracing::field::display),
         app = malformed.app,
+        amqp.message_id = properties.message_id,
         error = malformed.error,
         "an invite is malformed"
     );
@@ -365,7 +367,7 @@ async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: 
             Err(error @ (PublishError::Returned(_) | PublishError::Nacked)) => {
                 let pause = pause.lengthen();
                 tracing::warn!(
-                    amqp.message_id = publication.message_id, error = %error, pause_ms = pause.as_millis(),
+                    amqp.message_id = publication.message_id, error = %error, pause_s = pause.as_secs_f64(),
                     "a result was not taken; its invite stays unacknowledged"
                 );
                 sleep(pause).await;

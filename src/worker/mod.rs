@@ -6,6 +6,7 @@ mod handle;
 mod invalidation;
 mod ledger;
 pub mod mailbox;
+mod report;
 mod run;
 
 use std::time::Duration;

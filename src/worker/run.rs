@@ -10,6 +10,7 @@ use super::gateway::Gateway;
 use super::handle::handle;
 use super::ledger::Ledger;
 use super::mailbox::{Delivery, Outbox};
+use super::report::Seldom;
 use crate::clock::Clock;
 use crate::domain::app::{App, Environment};
 use crate::domain::invite::Rules;
@@ -29,6 +30,7 @@ pub struct Worker<G> {
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
     pub(super) jitter: Jitter,
+    pub(super) skew_told: Seldom,
 }
 
 impl<G: Gateway> Worker<G> {
@@ -56,8 +58,21 @@ impl<G: Gateway> Worker<G> {
             invite_bytes_max: settings.invite_bytes_max,
             deadline_max: settings.deadline_max,
         };
+        let skew_told = Seldom::default();
         let ledger = Ledger::new(prefetch.saturating_mul(PREFETCHES_REMEMBERED));
-        Self { gateway, settings, rules, key_ids, copies_live, outbox, ledger, clock, metrics, jitter }
+        Self {
+            gateway,
+            settings,
+            rules,
+            key_ids,
+            copies_live,
+            outbox,
+            ledger,
+            clock,
+            metrics,
+            jitter,
+            skew_told,
+        }
     }
 }
 

@@ -68,7 +68,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[worker]\nshutdown_grace = \"0s\"", "worker.shutdown_grace (c.toml:5): \"0s\" is out of range; from \"1s\" to \"10m\""),
     ("[admin]\nlisten = \"localhost:9090\"", "admin.listen (c.toml:5): \"localhost:9090\" is not an IP address with a port; give one as in"),
     ("[log]\nformat = \"xml\"", "log.format (c.toml:5): \"xml\" is none of its words; give one of \"auto\", \"json\", \"human\""),
-    ("[log]\nlevel = \"h2=loud\"", "log.level (c.toml:5): \"h2=loud\" is not a log filter; give a level and exceptions"),
+    ("[log]\nlevel = \"h2=loud\"", "log.level (c.toml:5): \"h2=loud\" is not a log filter; give a level (off, error, warn, info, debug, trace) and exceptions, as in \"info,h2=warn\""),
     ("environment = \"prod\"", "apps.acme.environment (c.toml:4): \"prod\" is none of its words; give one of \"production\", \"sandbox\""),
     ("expiration_max = \"1h\"", "apps.acme.expiration_max (c.toml:4): \"1h\" is out of range; from \"0s\" to \"10m\""),
     ("payload.call_id = \"\"", "apps.acme.payload.call_id (c.toml:4): \"\" leaves the call id out, and the phone needs it; give a name"),

@@ -1,0 +1,102 @@
+//! What the log says of invites: one line where one failed, none where it rang.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::domain::invite::Invite;
+use crate::domain::outcome::{DeviceOutcome, InviteResult};
+use crate::domain::response::Action;
+
+/// How often the same trouble of a publisher is told.
+const SELDOM: Duration = Duration::from_mins(1);
+
+/// Lets something through once a minute.
+#[derive(Debug, Default)]
+pub(super) struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    pub(super) fn is_due(&self) -> bool {
+        let mut told = self.0.lock();
+        let due = told.is_none_or(|told| told.elapsed() >= SELDOM);
+        if due {
+            *told = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// Tells that an invite did not ring, and why. A refusal that other settings would mend is a warning.
+pub(super) fn tell_failure(invite: &Invite, result: InviteResult, devices: &[DeviceOutcome]) {
+    let said = match result {
+        InviteResult::Accepted | InviteResult::Duplicate => return,
+        InviteResult::Unknown => "nobody knows whether the call rang",
+        InviteResult::Expired => "the call expired before it could ring",
+        _ => "the call did not ring",
+    };
+    let why = reasons(devices);
+    let (call, app, result) = (invite.call_id, invite.app.name.as_str(), result.as_str());
+    if devices.iter().any(|device| device.action == Action::FixConfig.as_str()) {
+        tracing::warn!(call.id = %call, app, result, why, "{said}: Apple refuses a setting; see the reason");
+    } else {
+        tracing::info!(call.id = %call, app, result, why, "{said}");
+    }
+}
+
+/// The devices' results with status, reason, stage or error; alike ones once, with their number. Holds no token.
+fn reasons(devices: &[DeviceOutcome]) -> String {
+    let mut counted: Vec<(String, usize)> = Vec::new();
+    for device in devices {
+        let mut why = device.result.to_owned();
+        // Writing to a text cannot fail.
+        if let Some(status) = device.status {
+            let _ = write!(why, " {status}");
+        }
+        for part in [device.reason.as_deref(), device.stage].into_iter().flatten() {
+            let _ = write!(why, " {part}");
+        }
+        if let Some(error) = &device.error {
+            let _ = write!(why, " ({error})");
+        }
+        match counted.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((why, 1)),
+        }
+    }
+    let told: Vec<String> = counted
+        .into_iter()
+        .map(|(why, count)| if count == 1 { why } else { format!("{count} × {why}") })
+        .collect();
+    told.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::app::Environment;
+    use crate::domain::id::DeviceToken;
+
+    #[test]
+    fn alike_devices_are_told_once() {
+        let device = |status: u16, reason: &str| {
+            let token = DeviceToken::new("ab01");
+            let mut device =
+                DeviceOutcome::untried(token, None, Environment::Production, "rejected", Action::FixConfig);
+            device.status = Some(status);
+            device.reason = Some(reason.to_owned());
+            device
+        };
+        let devices = [device(403, "Forbidden"), device(400, "BadTopic"), device(403, "Forbidden")];
+        assert_eq!(reasons(&devices), "2 × rejected 403 Forbidden, rejected 400 BadTopic");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trouble_is_told_once_a_minute() {
+        let seldom = Seldom::default();
+        assert!(seldom.is_due() && !seldom.is_due());
+        tokio::time::advance(SELDOM).await;
+        assert!(seldom.is_due());
+    }
+}
