@@ -166,6 +166,7 @@ pub async fn serve(
         () = &mut told => {
             core.apns.close().await;
             admin.stop();
+            tell_ending(Ending::Done);
             return Ok(Ending::Done);
         }
         () = first_connection(&core.apns) => {}
