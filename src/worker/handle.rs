@@ -116,7 +116,7 @@ async fn ring<G: Gateway>(
     redelivered: bool,
 ) -> std::sync::Arc<super::ledger::Known> {
     let left = invite.deadline.since(taken.on);
-    let in_time = !left.is_zero() && left > worker.settings.ring_time_min;
+    let in_time = !left.is_zero() && left >= worker.settings.ring_time_min;
     let body = if in_time { push::build_body(invite) } else { Ok(Bytes::new()) };
     let deadline = taken.at + left;
 
