@@ -366,10 +366,16 @@ async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: 
             Err(_) if !receipt.is_live() => return false,
             Err(error @ (PublishError::Returned(_) | PublishError::Nacked)) => {
                 let pause = pause.lengthen();
-                tracing::warn!(
-                    amqp.message_id = publication.message_id, error = %error, pause_s = pause.as_secs_f64(),
-                    "a result was not taken; its invite stays unacknowledged"
-                );
+                // Every invite meets it at once; the metric counts them all.
+                if worker.untaken_told.is_due() {
+                    tracing::warn!(
+                        amqp.message_id = publication.message_id,
+                        kind = publication.kind,
+                        error = %error,
+                        "results are not taken; their invites stay unacknowledged until `ringcast topology declare` \
+                         or the like mends it"
+                    );
+                }
                 sleep(pause).await;
             }
             Err(PublishError::Lost) => sleep(pause.lengthen()).await,

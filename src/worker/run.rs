@@ -31,6 +31,7 @@ pub struct Worker<G> {
     pub(super) metrics: Arc<Metrics>,
     pub(super) jitter: Jitter,
     pub(super) skew_told: Seldom,
+    pub(super) untaken_told: Seldom,
 }
 
 impl<G: Gateway> Worker<G> {
@@ -58,7 +59,6 @@ impl<G: Gateway> Worker<G> {
             invite_bytes_max: settings.invite_bytes_max,
             deadline_max: settings.deadline_max,
         };
-        let skew_told = Seldom::default();
         let ledger = Ledger::new(prefetch.saturating_mul(PREFETCHES_REMEMBERED));
         Self {
             gateway,
@@ -71,7 +71,8 @@ impl<G: Gateway> Worker<G> {
             clock,
             metrics,
             jitter,
-            skew_told,
+            skew_told: Seldom::default(),
+            untaken_told: Seldom::default(),
         }
     }
 }
