@@ -1,6 +1,6 @@
 //! Histories with a name: what once went wrong, and must not again.
 
-use ringcast::simulator::faults::{ConnectAction, ConnectFault, Fault, When};
+use ringcast::simulator::faults::Fault;
 use serde_json::Value;
 
 use crate::broker::Happening;
@@ -45,12 +45,15 @@ fn calls_that_are_never_answered_do_not_block_a_fresh_pool() {
 /// The pause between dials grew to half a minute during an outage, so that calls were lost after it was over.
 #[test]
 fn an_outage_that_is_over_is_noticed_at_once() {
-    let refuse = ConnectFault { when: When::default(), action: ConnectAction::Refuse };
-    let mut plan = Plan { connections: 1, ..Plan::quiet() }.event(0, Event::Connect(refuse));
-    // The outage begins with what stands: everything is cut.
-    plan = plan.event(10, Event::Kill).event(70_000, Event::AppleHeals);
-    let history = tell(plan.call(1, "after", 70_500, 4_000, &[5], STARTED_AT));
-    assert_eq!(results(&history, 1), [["accepted"]]);
+    for over in (60_000..120_000).step_by(10_000) {
+        // The worker that is there when the outage begins is replaced, so that nothing stands.
+        let plan = Plan { connections: 1, ..Plan::quiet() }
+            .event(0, Event::Network(false))
+            .event(10, Event::Kill)
+            .event(over, Event::Network(true));
+        let history = tell(plan.call(1, "after", over + 10, 4_000, &[5], STARTED_AT));
+        assert_eq!(results(&history, 1), [["accepted"]], "after {over} ms");
+    }
 }
 
 /// A token that stood twice in an invite gave the claim back that its first entry had made, and a second message about the call

@@ -58,6 +58,8 @@ pub enum Event {
     AppleHeals,
     /// The connection to the broker is lost.
     CutBroker,
+    /// No new connection to Apple can be made, or it can again.
+    Network(bool),
     /// Results have no queue, or have one again.
     Bound(bool),
     /// The worker is killed and another one starts.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ringcast::apns::dial::{BoxedIo, Dial, DialError};
@@ -188,6 +188,7 @@ async fn live(seed: u64, plan: Plan) -> History {
             }
             Event::AppleHeals => world.simulator.heal(),
             Event::CutBroker => running.cut(),
+            Event::Network(up) => world.network.store(*up, Ordering::Relaxed),
             Event::Bound(bound) => world.broker.bind(*bound),
             Event::Kill => {
                 running.kill().await;
@@ -229,6 +230,8 @@ struct World {
     clock: Clock,
     broker: Broker,
     simulator: Simulator,
+    /// Whether new connections to Apple can be made.
+    network: Arc<AtomicBool>,
     key: p256::SecretKey,
 }
 
@@ -251,7 +254,8 @@ impl World {
             simulator.devices().set(token, state.clone());
         }
         let broker = Broker::new(seed, plan.nack_probability);
-        Self { seed, plan, clock, broker, simulator, key }
+        let network = Arc::new(AtomicBool::new(true));
+        Self { seed, plan, clock, broker, simulator, network, key }
     }
 
     /// One worker process, with everything that is its own.
@@ -327,14 +331,13 @@ impl World {
 
     /// A dialler whose connections are pipes to the simulator. They break when the power goes.
     fn dial(&self, power: &Arc<AtomicBool>) -> Dial {
-        let (simulator, power) = (self.simulator.clone(), Arc::clone(power));
-        let count = Arc::new(AtomicU64::new(0));
+        let (simulator, power, network) =
+            (self.simulator.clone(), Arc::clone(power), Arc::clone(&self.network));
         Arc::new(move || {
-            let (simulator, power) = (simulator.clone(), Arc::clone(&power));
-            count.fetch_add(1, Ordering::Relaxed);
+            let (simulator, power, network) = (simulator.clone(), Arc::clone(&power), Arc::clone(&network));
             Box::pin(async move {
-                if !power.load(Ordering::Relaxed) {
-                    return Err(DialError::Network("no power".into()));
+                if !power.load(Ordering::Relaxed) || !network.load(Ordering::Relaxed) {
+                    return Err(DialError::Network("nobody is reached".into()));
                 }
                 let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
                 tokio::spawn(async move { simulator.serve(theirs).await });
