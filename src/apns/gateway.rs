@@ -221,7 +221,7 @@ async fn await_answer(
             return Err(PushError::Unknown(format!("no answer within {} ms", waited.as_millis())));
         }
     };
-    let response = response::read(head).await;
+    let response = response::read(head, push.answer_by).await;
     let metrics = &pool.parts.metrics;
     metrics.stage("apns", written.elapsed());
     metrics.apns_response(pool.parts.environment.as_str(), response.status, &response.reason_label());

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use h2::RecvStream;
 use http::response::Parts;
 use serde::Deserialize;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::domain::response::{Reason, Response};
 use crate::domain::timestamp::Timestamp;
@@ -26,8 +26,9 @@ struct Refusal {
     timestamp: Option<serde_json::Number>,
 }
 
-/// Reads the body of an answer and decodes both. A body that fails or stays out leaves the status.
-pub(super) async fn read(head: http::Response<RecvStream>) -> Response {
+/// Reads the body of an answer, until `answer_by` at the latest, and decodes both. A body that fails or stays out leaves the
+/// status.
+pub(super) async fn read(head: http::Response<RecvStream>, answer_by: Instant) -> Response {
     let (head, mut body) = head.into_parts();
     if body.is_end_stream() {
         return decode(&head, &[]);
@@ -43,7 +44,7 @@ pub(super) async fn read(head: http::Response<RecvStream>) -> Response {
         }
     };
     // Elapsed: what came so far is decoded.
-    let _ = timeout(BODY_WAIT, reading).await;
+    let _ = timeout_at(answer_by.min(Instant::now() + BODY_WAIT), reading).await;
     decode(&head, &bytes)
 }
 
