@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use rustls::pki_types::pem::PemObject;
@@ -28,9 +27,21 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// A stream of bytes, boxed.
 pub type BoxedIo = Box<dyn Io>;
 
-/// Opens one connection. Called anew for each.
-pub type Dial =
-    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<BoxedIo, DialError>> + Send>> + Send + Sync>;
+/// Something that is still under way.
+pub type Dialling<T> = Pin<Box<dyn Future<Output = Result<T, DialError>> + Send>>;
+
+/// The way to an endpoint, in two steps, so that the pool chooses the address.
+pub trait Dialer: Send + Sync {
+    /// The endpoint's addresses, looked up anew (Apple, *Sending notification requests to APNs*: an uncached lookup before
+    /// each connection). At least one.
+    fn resolve(&self) -> Dialling<Vec<SocketAddr>>;
+
+    /// Opens one connection to that address.
+    fn connect(&self, address: SocketAddr) -> Dialling<BoxedIo>;
+}
+
+/// The way to an endpoint, shared by the pools that take it.
+pub type Dial = Arc<dyn Dialer>;
 
 /// Why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +54,10 @@ pub enum DialError {
         /// What the resolver said.
         cause: io::Error,
     },
-    /// No address took the connection.
+    /// The address did not take the connection.
     #[error("{address} cannot be connected: {cause}")]
     Connect {
-        /// The last address tried.
+        /// The address tried.
         address: SocketAddr,
         /// What the system said.
         cause: io::Error,
@@ -116,37 +127,38 @@ pub fn tls_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, RootError
     Ok(Arc::new(config))
 }
 
-/// Dials an endpoint over TLS. The name is resolved anew each time, and each call starts with the next address, so that
-/// connections spread.
+/// The way to an endpoint over TLS.
 pub fn tls_dial(endpoint: Endpoint, config: Arc<ClientConfig>) -> Dial {
-    let turn = Arc::new(AtomicUsize::new(0));
-    Arc::new(move || {
-        let (endpoint, config) = (endpoint.clone(), Arc::clone(&config));
-        let turn = turn.fetch_add(1, Ordering::Relaxed);
-        Box::pin(async move {
-            let stream = connect(&endpoint, turn).await?;
-            encrypt(&endpoint.host, config, stream).await
-        })
-    })
+    Arc::new(TlsDialer { endpoint, config })
 }
 
-async fn connect(endpoint: &Endpoint, turn: usize) -> Result<TcpStream, DialError> {
-    let named = |cause| DialError::Name { host: endpoint.host.clone(), cause };
-    let addresses: Vec<SocketAddr> =
-        tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await.map_err(named)?.collect();
-    let mut failure = named(io::Error::from(io::ErrorKind::NotFound));
-    for offset in 0..addresses.len() {
-        let address = addresses[(turn + offset) % addresses.len()];
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                // Off is slower and nothing else: not a reason to give the connection up.
-                let _ = stream.set_nodelay(true);
-                return Ok(stream);
-            }
-            Err(cause) => failure = DialError::Connect { address, cause },
-        }
+struct TlsDialer {
+    endpoint: Endpoint,
+    config: Arc<ClientConfig>,
+}
+
+impl Dialer for TlsDialer {
+    fn resolve(&self) -> Dialling<Vec<SocketAddr>> {
+        let Endpoint { host, port } = self.endpoint.clone();
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((host.as_str(), port)).await;
+            let none = || Err(io::Error::from(io::ErrorKind::NotFound));
+            let addresses =
+                found.map(Vec::from_iter).and_then(|all| if all.is_empty() { none() } else { Ok(all) });
+            addresses.map_err(|cause| DialError::Name { host, cause })
+        })
     }
-    Err(failure)
+
+    fn connect(&self, address: SocketAddr) -> Dialling<BoxedIo> {
+        let (host, config) = (self.endpoint.host.clone(), Arc::clone(&self.config));
+        Box::pin(async move {
+            let stream =
+                TcpStream::connect(address).await.map_err(|cause| DialError::Connect { address, cause })?;
+            // Off is slower and nothing else: not a reason to give the connection up.
+            let _ = stream.set_nodelay(true);
+            encrypt(&host, config, stream).await
+        })
+    }
 }
 
 async fn encrypt(host: &str, config: Arc<ClientConfig>, stream: TcpStream) -> Result<BoxedIo, DialError> {

@@ -1,9 +1,11 @@
 //! Apple's side of the road: connections to APNs, and one request on them.
 
+mod address;
 mod connection;
 pub mod dial;
 mod gateway;
 mod pool;
+mod pools;
 pub mod provider_token;
 pub mod request;
 mod response;
@@ -11,7 +13,7 @@ mod response;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use gateway::{Apns, PoolState, SetupError};
+pub use pools::{Apns, PoolState, SetupError};
 
 use crate::domain::app::Environment;
 

@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::address::Addresses;
 use super::connection::{self, Connection, Observer, OpenError};
 use super::dial::Dial;
 use super::provider_token::TokenMint;
@@ -56,6 +57,7 @@ pub(super) struct Parts {
     pub connections: usize,
     pub request_timeout: Duration,
     pub dial: Dial,
+    pub addresses: Arc<Addresses>,
     pub mint: TokenMint,
     pub template: Arc<Template>,
     pub clock: Clock,
@@ -291,7 +293,9 @@ impl Pool {
         let metrics = &self.parts.metrics;
         metrics.apns_connections(environment, "dialing", 1);
         let opening = async {
-            let io = (self.parts.dial)().await?;
+            let found = self.parts.dial.resolve().await?;
+            let address = self.parts.addresses.choose(&found, &[]).ok_or(OpenError::Slow(OPEN_WAIT))?;
+            let io = self.parts.dial.connect(address).await?;
             let id = self.parts.ids.fetch_add(1, Ordering::Relaxed) + 1;
             let (connection, mut driver) = connection::shake_hands(io, id, &self.parts.mint).await?;
             let mut ping_pong = driver.ping_pong().expect("taken once, here");

@@ -69,10 +69,11 @@ async fn push_all(task: &Task) -> Result<(), Failure> {
     let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: task.port };
     let dial = dial::tls_dial(endpoint, tls);
     let template = Rc::new(Template::new(task)?);
+    let address = (std::net::Ipv4Addr::LOCALHOST, task.port).into();
     let mut senders = Vec::new();
     for _ in 0..task.connections {
         let (sender, connection) =
-            h2::client::Builder::new().enable_push(false).handshake(dial().await?).await?;
+            h2::client::Builder::new().enable_push(false).handshake(dial.connect(address).await?).await?;
         tokio::spawn(connection);
         senders.push(sender);
     }

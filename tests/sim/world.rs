@@ -1,11 +1,12 @@
 //! The world of one seed: everything real but the network and the broker.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ringcast::apns::dial::{BoxedIo, Dial, DialError};
+use ringcast::apns::dial::{BoxedIo, Dial, DialError, Dialer, Dialling};
 use ringcast::apns::{self, Apns, Credential, Endpoint};
 use ringcast::clock::Clock;
 use ringcast::domain::app::{App, Environment, PayloadKeys};
@@ -331,19 +332,44 @@ impl World {
 
     /// A dialler whose connections are pipes to the simulator. They break when the power goes.
     fn dial(&self, power: &Arc<AtomicBool>) -> Dial {
-        let (simulator, power, network) =
-            (self.simulator.clone(), Arc::clone(power), Arc::clone(&self.network));
-        Arc::new(move || {
-            let (simulator, power, network) = (simulator.clone(), Arc::clone(&power), Arc::clone(&network));
-            Box::pin(async move {
-                if !power.load(Ordering::Relaxed) || !network.load(Ordering::Relaxed) {
-                    return Err(DialError::Network("nobody is reached".into()));
-                }
-                let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-                tokio::spawn(async move { simulator.serve(theirs).await });
-                Ok(Box::new(Plug { pipe: ours, power }) as BoxedIo)
-            })
+        Arc::new(Pipes {
+            simulator: self.simulator.clone(),
+            power: Arc::clone(power),
+            network: Arc::clone(&self.network),
         })
+    }
+}
+
+/// The network between one worker process and Apple.
+struct Pipes {
+    simulator: Simulator,
+    power: Arc<AtomicBool>,
+    network: Arc<AtomicBool>,
+}
+
+impl Pipes {
+    fn reach(&self) -> Result<(), DialError> {
+        if self.power.load(Ordering::Relaxed) && self.network.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(DialError::Network("nobody is reached".into()))
+    }
+}
+
+impl Dialer for Pipes {
+    fn resolve(&self) -> Dialling<Vec<SocketAddr>> {
+        let found = self.reach().map(|()| vec![SocketAddr::from(([192, 0, 2, 1], 443))]);
+        Box::pin(std::future::ready(found))
+    }
+
+    fn connect(&self, _address: SocketAddr) -> Dialling<BoxedIo> {
+        let reached = self.reach().map(|()| {
+            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+            let simulator = self.simulator.clone();
+            tokio::spawn(async move { simulator.serve(theirs).await });
+            Box::new(Plug { pipe: ours, power: Arc::clone(&self.power) }) as BoxedIo
+        });
+        Box::pin(std::future::ready(reached))
     }
 }
 
