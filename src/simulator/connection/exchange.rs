@@ -73,6 +73,7 @@ pub(super) async fn run(
             status: reply.as_ref().map(|reply| reply.status.as_u16()),
             reason: reply.as_ref().and_then(|reply| reply.reason.clone()),
             fault,
+            delay_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
             processed,
         };
         record(connection, sequence, stream, &head.uri, &head.headers, &body, notes)
@@ -265,6 +266,7 @@ pub(super) struct Notes<'a> {
     status: Option<u16>,
     reason: Option<Cow<'static, str>>,
     fault: Option<&'static str>,
+    delay_ms: u64,
     processed: bool,
 }
 
@@ -277,6 +279,7 @@ impl Notes<'_> {
             status: None,
             reason: None,
             fault: Some(fault),
+            delay_ms: 0,
             processed: false,
         }
     }
@@ -315,6 +318,7 @@ pub(super) fn record(
         status: notes.status,
         reason: notes.reason,
         fault: notes.fault,
+        delay_ms: notes.delay_ms,
         processed: notes.processed,
     }
 }
