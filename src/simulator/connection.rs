@@ -19,10 +19,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
+use super::Shared;
 use super::faults::{ConnectAction, Ending, GoAway};
+use super::order::{Order, Signal, What};
+use super::peer::Spot;
 use super::provider_token::Session;
 use super::wire::{Control, Wire};
-use super::{Order, Shared, Signal};
 
 mod exchange;
 
@@ -33,20 +35,24 @@ const RESET_STREAMS_REMEMBERED: usize = 2000;
 
 /// Serves `io` until it ends, or until `stop` and what was in flight then. `struck` is the fault that met the
 /// connection at its start.
-pub(super) async fn serve<IO, Stop>(shared: &Shared, io: IO, struck: Option<ConnectAction>, stop: Stop)
-where
+pub(super) async fn serve<IO, Stop>(
+    shared: &Shared,
+    io: IO,
+    spot: Spot,
+    struck: Option<ConnectAction>,
+    stop: Stop,
+) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     Stop: Future<Output = ()>,
 {
-    let number = shared.connections.fetch_add(1, Relaxed) + 1;
     let _open = Open::count(shared);
     let mut signals = shared.signals.subscribe();
     match struck {
         Some(ConnectAction::Refuse) => {}
-        Some(ConnectAction::Silence) => swallow(io, &mut signals, stop).await,
+        Some(ConnectAction::Silence) => swallow(io, spot, &mut signals, stop).await,
         struck => {
-            if let Err(error) = serve_http2(shared, io, number, signals, struck, stop).await {
-                tracing::debug!(connection = number, %error, "connection ended");
+            if let Err(error) = serve_http2(shared, io, spot, signals, struck, stop).await {
+                tracing::debug!(connection = spot.connection, %error, "connection ended");
             }
         }
     }
@@ -70,7 +76,10 @@ impl Drop for Open<'_> {
 }
 
 /// Takes what comes and says nothing, until the peer gives up or everything is healed.
-async fn swallow<IO: AsyncRead + Unpin>(mut io: IO, signals: &mut Signals, stop: impl Future<Output = ()>) {
+async fn swallow<IO>(mut io: IO, spot: Spot, signals: &mut Signals, stop: impl Future<Output = ()>)
+where
+    IO: AsyncRead + Unpin,
+{
     let mut stop = pin!(stop);
     let mut void = [0; 1024];
     loop {
@@ -78,8 +87,10 @@ async fn swallow<IO: AsyncRead + Unpin>(mut io: IO, signals: &mut Signals, stop:
             biased;
             () = &mut stop => return,
             signal = signals.recv() => match signal {
-                Ok(Signal::Heal | Signal::Order(Order::Close)) | Err(RecvError::Closed) => return,
-                Ok(Signal::Order(_)) | Err(RecvError::Lagged(_)) => {}
+                Ok(Signal { target, what: What::Heal | What::Order(Order::Close) })
+                    if target.includes(spot) => return,
+                Err(RecvError::Closed) => return,
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
             },
             read = io.read(&mut void) => if matches!(read, Ok(0) | Err(_)) { return },
         }
@@ -91,7 +102,7 @@ type Signals = broadcast::Receiver<Signal>;
 async fn serve_http2<IO, Stop>(
     shared: &Shared,
     io: IO,
-    number: u64,
+    spot: Spot,
     mut signals: Signals,
     struck: Option<ConnectAction>,
     stop: Stop,
@@ -102,9 +113,12 @@ where
 {
     let full_limit = shared.options.max_concurrent_streams;
     let control = Control::new(full_limit);
-    let connection = Connection::new(shared, number, control.clone());
+    let connection = Connection::new(shared, spot, control.clone());
     if shared.options.one_stream_first {
         connection.set_limit(1);
+    }
+    if shared.faults.is_silent(spot) {
+        control.freeze(true); // ordered while TLS was under way
     }
     if struck == Some(ConnectAction::Deaf) {
         control.deafen(true);
@@ -195,7 +209,7 @@ where
 /// What a connection knows of itself; its requests share it.
 pub(super) struct Connection<'a> {
     shared: &'a Shared,
-    number: u64,
+    spot: Spot,
     control: Arc<Control>,
     session: Mutex<Session>,
     state: Mutex<State>,
@@ -236,8 +250,8 @@ impl State {
 }
 
 impl<'a> Connection<'a> {
-    fn new(shared: &'a Shared, number: u64, control: Arc<Control>) -> Self {
-        Self { shared, number, control, session: Mutex::default(), state: Mutex::default() }
+    fn new(shared: &'a Shared, spot: Spot, control: Arc<Control>) -> Self {
+        Self { shared, spot, control, session: Mutex::default(), state: Mutex::default() }
     }
 
     /// Refuses a stream that comes after a GOAWAY, or above the limit that the client has acknowledged.
@@ -321,19 +335,25 @@ impl<'a> Connection<'a> {
     }
 
     fn heed(&self, signal: Result<Signal, RecvError>) {
-        match signal {
-            Ok(Signal::Heal) => {
-                self.control.freeze(false);
-                self.control.deafen(false);
-                let mut state = self.state.lock();
-                if state.ending == Some(Ending::Silence) {
-                    state.ending = Some(Ending::Close);
-                }
-            }
-            Ok(Signal::Order(Order::Freeze)) => self.control.freeze(true),
-            Ok(Signal::Order(Order::GoAway(order))) => self.go_away(&order),
-            Ok(Signal::Order(Order::Close)) => self.close(),
-            Err(_) => {}
+        let Ok(Signal { target, what }) = signal else { return };
+        if !target.includes(self.spot) {
+            return;
+        }
+        match what {
+            What::Heal => self.heal(),
+            What::Order(Order::Freeze | Order::Silence) => self.control.freeze(true),
+            What::Order(Order::Deafen) => self.control.deafen(true),
+            What::Order(Order::GoAway(order)) => self.go_away(&order),
+            What::Order(Order::Close) => self.close(),
+        }
+    }
+
+    fn heal(&self) {
+        self.control.freeze(false);
+        self.control.deafen(false);
+        let mut state = self.state.lock();
+        if state.ending == Some(Ending::Silence) {
+            state.ending = Some(Ending::Close);
         }
     }
 

@@ -7,17 +7,18 @@
 //! Every request is judged honestly first; a fault says whether Apple *processed* it all the same, that is, whether
 //! the phone would have rung: only where the honest judgement accepted it, and the fault says so.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
-use super::chance::Chance;
+use super::peer::Address;
 
-/// Tokens whose requests are counted apart, per fault; tokens beyond are not struck.
-const COUNTED_TOKENS_MAX: usize = 1_000_000;
+mod book;
+#[cfg(test)]
+mod tests;
+
+pub(super) use book::Strike;
+pub use book::{FaultId, Faults};
 
 /// A fault that strikes requests.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,11 +60,13 @@ pub struct When {
     pub count: Option<u64>,
     /// `skip`, `every` and `count` count each device token's requests apart, so that "the first push to each".
     pub each_token: bool,
+    /// Only at this address; others are not counted either. `None`: at all.
+    pub address: Option<Address>,
 }
 
 impl Default for When {
     fn default() -> Self {
-        Self { skip: 0, every: 1, probability: 1.0, count: None, each_token: false }
+        Self { skip: 0, every: 1, probability: 1.0, count: None, each_token: false, address: None }
     }
 }
 
@@ -250,10 +253,17 @@ impl Fault {
         self
     }
 
-    /// Only these of the requests.
+    /// Only requests that come in at this address.
+    #[must_use]
+    pub fn address(mut self, address: impl Into<Address>) -> Self {
+        self.when.address = Some(address.into());
+        self
+    }
+
+    /// Only these of the requests. An address that was named before stays, unless `when` names another.
     #[must_use]
     pub fn when(mut self, when: When) -> Self {
-        self.when = when;
+        self.when = When { address: when.address.or(self.when.address), ..when };
         self
     }
 
@@ -264,169 +274,3 @@ impl Fault {
         self
     }
 }
-
-/// All faults of a simulator; they may be changed at any time.
-#[derive(Debug, Default)]
-pub struct Faults {
-    book: Mutex<Book>,
-    /// Lets the usual case, no fault at all, go without a lock.
-    any: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Book {
-    next_id: u64,
-    faults: Vec<(FaultId, Fault, Counts)>,
-    connect_faults: Vec<(FaultId, ConnectFault, Count)>,
-}
-
-/// Names a fault, to remove it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FaultId(u64);
-
-/// What strikes one request.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Strike {
-    pub(super) latency: Duration,
-    pub(super) action: Option<Action>,
-}
-
-impl Faults {
-    /// Adds a fault behind all others.
-    pub fn add(&self, fault: Fault) -> FaultId {
-        let mut book = self.book.lock();
-        let id = book.next_id();
-        book.faults.push((id, fault, Counts::default()));
-        self.any.store(true, Relaxed);
-        id
-    }
-
-    /// Adds a fault that strikes new connections.
-    pub fn add_connect(&self, fault: ConnectFault) -> FaultId {
-        let mut book = self.book.lock();
-        let id = book.next_id();
-        book.connect_faults.push((id, fault, Count::default()));
-        self.any.store(true, Relaxed);
-        id
-    }
-
-    /// Removes one fault; false when it is gone already.
-    pub fn remove(&self, id: FaultId) -> bool {
-        let mut book = self.book.lock();
-        let before = book.faults.len() + book.connect_faults.len();
-        book.faults.retain(|(other, ..)| *other != id);
-        book.connect_faults.retain(|(other, ..)| *other != id);
-        let after = book.faults.len() + book.connect_faults.len();
-        self.any.store(after > 0, Relaxed);
-        after < before
-    }
-
-    /// Removes all faults.
-    pub fn clear(&self) {
-        let mut book = self.book.lock();
-        book.faults.clear();
-        book.connect_faults.clear();
-        self.any.store(false, Relaxed);
-    }
-
-    pub(super) fn strike(&self, token: &str, connection: u64, chance: &Mutex<Chance>) -> Strike {
-        let mut strike = Strike::default();
-        if !self.any.load(Relaxed) {
-            return strike;
-        }
-        let mut book = self.book.lock();
-        let mut chance = chance.lock();
-        for (_, fault, counts) in &mut book.faults {
-            let already_decided = strike.action.is_some() && fault.latency.is_none();
-            if already_decided || !fault.whom.includes(token, connection) {
-                continue;
-            }
-            if !counts.of(token, &fault.when).is_some_and(|count| count.hit(&fault.when, &mut chance)) {
-                continue;
-            }
-            if let Some(Latency { min, max }) = fault.latency {
-                strike.latency += Duration::from_millis(chance.between(whole_ms(min), whole_ms(max)));
-            }
-            if strike.action.is_none() {
-                strike.action.clone_from(&fault.action);
-            }
-        }
-        strike
-    }
-
-    pub(super) fn strike_connect(&self, chance: &Mutex<Chance>) -> Option<ConnectAction> {
-        if !self.any.load(Relaxed) {
-            return None;
-        }
-        let mut book = self.book.lock();
-        let mut chance = chance.lock();
-        let mut struck = |(_, fault, count): &mut (FaultId, ConnectFault, Count)| {
-            count.hit(&fault.when, &mut chance).then(|| fault.action.clone())
-        };
-        book.connect_faults.iter_mut().find_map(&mut struck)
-    }
-}
-
-impl Book {
-    fn next_id(&mut self) -> FaultId {
-        self.next_id += 1;
-        FaultId(self.next_id)
-    }
-}
-
-impl Whom {
-    fn includes(&self, token: &str, connection: u64) -> bool {
-        match self {
-            Self::Everybody => true,
-            Self::Token(only) => only == token,
-            Self::Prefix(prefix) => token.starts_with(prefix.as_str()),
-            Self::Connection(only) => *only == connection,
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    together: Count,
-    apart: BTreeMap<String, Count>,
-}
-
-impl Counts {
-    fn of(&mut self, token: &str, when: &When) -> Option<&mut Count> {
-        if !when.each_token {
-            return Some(&mut self.together);
-        }
-        if !self.apart.contains_key(token) {
-            if self.apart.len() >= COUNTED_TOKENS_MAX {
-                return None;
-            }
-            self.apart.insert(token.to_owned(), Count::default());
-        }
-        self.apart.get_mut(token)
-    }
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Count {
-    seen: u64,
-    struck: u64,
-}
-
-impl Count {
-    fn hit(&mut self, when: &When, chance: &mut Chance) -> bool {
-        let number = self.seen;
-        self.seen += 1;
-        let meant = number >= when.skip && (number - when.skip).is_multiple_of(when.every.max(1));
-        let left = when.count.is_none_or(|count| self.struck < count);
-        let struck = meant && left && chance.hit(when.probability);
-        self.struck += u64::from(struck);
-        struck
-    }
-}
-
-fn whole_ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests;

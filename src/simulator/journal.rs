@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use super::provider_token::Claims;
 const FILE_BUFFER_BYTES: usize = 256 * 1024;
 
 /// One request and what was done with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Record {
     /// When it was judged, in milliseconds since 1970-01-01 UTC by the simulator's clock.
     pub at_ms: u64,
@@ -33,6 +34,9 @@ pub struct Record {
     pub sequence: u64,
     /// Counts connections, from 1.
     pub connection: u64,
+    /// The address that the connection came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
     /// HTTP/2 stream id.
     pub stream: u32,
     /// `:path`
@@ -267,6 +271,7 @@ mod tests {
             at_ms: 1,
             sequence,
             connection: 1,
+            address: None,
             stream: 1,
             path: "/3/device/aabb".into(),
             token: "aabb".into(),

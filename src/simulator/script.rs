@@ -338,7 +338,7 @@ fn read_when(
         return Err("`every` must be 1 or more: 3 means every third".into());
     }
     let probability = probability.map_or(1.0, |probability| probability.0);
-    Ok(When { skip, every: every.unwrap_or(1), probability, count, each_token: false })
+    Ok(When { skip, every: every.unwrap_or(1), probability, count, ..When::default() })
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The simulator seen from a client, over an in-memory pipe on a paused clock; and once over real TLS.
 
+mod address;
 mod client;
 mod faulty;
 mod honest;

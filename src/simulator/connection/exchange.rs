@@ -45,7 +45,7 @@ pub(super) async fn run(
     }
     let judged = judge(connection, &head, &body);
     let token = rules::path_token(head.uri.path()).and_then(rules::read_token).unwrap_or_default();
-    let Strike { latency, action } = shared.faults.strike(&token, connection.number, &shared.chance);
+    let Strike { latency, action } = shared.faults.strike(&token, connection.spot, &shared.chance);
     if !action.as_ref().is_some_and(promises_unprocessed) {
         connection.note_processed(stream);
     }
@@ -301,7 +301,8 @@ pub(super) fn record(
     Record {
         at_ms: notes.at_ms,
         sequence,
-        connection: connection.number,
+        connection: connection.spot.connection,
+        address: connection.spot.address.map(|address| address.socket),
         stream,
         path: uri.path().to_owned(),
         token: rules::path_token(uri.path()).unwrap_or_default().to_ascii_lowercase(),

@@ -1,11 +1,17 @@
 //! Tests of the module above.
 
+use parking_lot::Mutex;
+
+use super::super::chance::Chance;
+use super::super::peer::Spot;
 use super::*;
+
+const FIRST: Spot = Spot { connection: 1, address: None };
 
 fn history(fault: Fault, tokens: &[&str]) -> Vec<bool> {
     let (faults, chance) = (Faults::default(), Mutex::new(Chance::new(1)));
     faults.add(fault);
-    tokens.iter().map(|token| faults.strike(token, 1, &chance).action.is_some()).collect()
+    tokens.iter().map(|token| faults.strike(token, FIRST, &chance).action.is_some()).collect()
 }
 
 #[test]
@@ -27,7 +33,7 @@ fn probability_follows_the_seed() {
     let draw = |seed| {
         let (faults, chance) = (Faults::default(), Mutex::new(Chance::new(seed)));
         faults.add(Fault::silence(false).when(When { probability: 0.5, ..When::default() }));
-        (0..64).map(|_| faults.strike("aa", 1, &chance).action.is_some()).collect::<Vec<_>>()
+        (0..64).map(|_| faults.strike("aa", FIRST, &chance).action.is_some()).collect::<Vec<_>>()
     };
     assert_eq!(draw(4), draw(4));
     assert_ne!(draw(4), draw(5));
@@ -41,13 +47,13 @@ fn delays_add_up_and_the_first_action_decides() {
     faults.add(Fault::answer(503, "ServiceUnavailable"));
     let third = faults.add(Fault::answer(500, "InternalServerError").times(1));
     faults.add(Fault::latency(ms(5), ms(7)));
-    let strike = faults.strike("aa", 1, &chance);
+    let strike = faults.strike("aa", FIRST, &chance);
     assert!((ms(15)..=ms(17)).contains(&strike.latency), "{:?}", strike.latency);
     assert_eq!(strike.action, Fault::answer(503, "ServiceUnavailable").action);
     assert!(faults.remove(third));
     assert!(!faults.remove(third));
     faults.clear();
-    assert_eq!(faults.strike("aa", 1, &chance), Strike::default());
+    assert_eq!(faults.strike("aa", FIRST, &chance), Strike::default());
 }
 
 #[test]
@@ -57,6 +63,6 @@ fn connections_are_struck_too() {
         when: When { skip: 1, count: Some(1), ..When::default() },
         action: ConnectAction::Refuse,
     });
-    let struck: Vec<_> = (0..3).map(|_| faults.strike_connect(&chance).is_some()).collect();
+    let struck: Vec<_> = (0..3).map(|_| faults.strike_connect(FIRST, &chance).is_some()).collect();
     assert_eq!(struck, [false, true, false]);
 }
