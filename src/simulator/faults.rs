@@ -133,13 +133,17 @@ impl Answer {
     }
 }
 
-/// A GOAWAY. Its last stream id is always true: the highest stream that was processed on the connection.
+/// A GOAWAY. Its last stream id is always true: no stream above it was processed, and none will be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GoAway {
     /// Error code (RFC 9113 section 7); 0 for an orderly end.
     pub code: u32,
     /// Apple's JSON reason in the debug data; `None`: no debug data.
     pub reason: Option<String>,
+    /// The debug data, verbatim, JSON or not, instead of `reason`.
+    pub debug: Option<Bytes>,
+    /// Which requests in flight still count.
+    pub last_stream: LastStream,
     /// Whether the request that was struck is still served; else it counts among the unprocessed.
     pub serve_this: bool,
     /// Two GOAWAYs in a row, the first with the highest possible id and `NO_ERROR` (RFC 9113 section 6.8).
@@ -150,8 +154,44 @@ pub struct GoAway {
 
 impl Default for GoAway {
     fn default() -> Self {
-        Self { code: 0, reason: None, serve_this: true, twice: false, then: Ending::Drain }
+        Self {
+            code: 0,
+            reason: None,
+            debug: None,
+            last_stream: LastStream::Newest,
+            serve_this: true,
+            twice: false,
+            then: Ending::Drain,
+        }
     }
+}
+
+impl GoAway {
+    pub(super) fn debug_data(&self) -> Bytes {
+        match (&self.debug, &self.reason) {
+            (Some(debug), _) => debug.clone(),
+            (None, Some(reason)) => serde_json::json!({ "reason": reason }).to_string().into(),
+            (None, None) => Bytes::new(),
+        }
+    }
+}
+
+/// The last stream id of a [`GoAway`].
+///
+/// A request can be left out only while its answer is held back by a latency: then it becomes unprocessed, its record
+/// in the journal says so, and it is never answered. One that was answered, or that another fault has met, keeps the
+/// last id at its stream or above. A later GOAWAY may lower the id, never raise it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LastStream {
+    /// The newest stream that was judged: all of them still count.
+    #[default]
+    Newest,
+    /// All but that many of the newest streams that wait for their answer.
+    LeaveOut(usize),
+    /// Only what was answered already.
+    Answered,
+    /// This stream, or the lowest above it that is true. Above the newest, streams up to it are still served.
+    Id(u32),
 }
 
 /// What becomes of a connection after its GOAWAY.

@@ -3,6 +3,9 @@
 //! The journal holds **whole device tokens and payloads**: it is made for test tokens and made-up calls, never for
 //! real ones. Provider tokens are never in it, only what they say of themselves.
 //!
+//! A GOAWAY can take back what was judged and not answered yet: such a request's record is replaced, and in the file the
+//! last line with a sequence number is the one that holds.
+//!
 //! Records are kept in memory up to a limit (the oldest go first), in a file as JSON lines, both, or neither.
 
 use std::borrow::Cow;
@@ -216,16 +219,14 @@ impl Journal {
         self.entries_max > 0 || self.file.is_some()
     }
 
-    /// Counts a request and keeps the record that `record` makes of its sequence number.
-    pub(super) fn note(&self, processed: bool, record: impl FnOnce(u64) -> Record) {
+    /// Counts a request and keeps the record that `record` makes of its sequence number, which comes back.
+    pub(super) fn note(&self, processed: bool, record: impl FnOnce(u64) -> Record) -> u64 {
         self.processed.fetch_add(u64::from(processed), Ordering::Release);
-        if self.is_kept() {
+        let sequence = if self.is_kept() {
             let mut kept = self.kept.lock(); // held for the count, too: the sequence is the order
-            let record = record(self.count() + 1);
-            if let Some(file) = &self.file {
-                file.lock().write(&record);
-                self.unflushed.store(true, Ordering::Relaxed);
-            }
+            let sequence = self.count() + 1;
+            let record = record(sequence);
+            self.write(&record);
             if self.entries_max > 0 {
                 if kept.records.len() >= self.entries_max {
                     kept.records.pop_front();
@@ -234,10 +235,31 @@ impl Journal {
                 kept.records.push_back(record);
             }
             self.seen.fetch_add(1, Ordering::Release);
+            sequence
         } else {
-            self.seen.fetch_add(1, Ordering::Release);
-        }
+            self.seen.fetch_add(1, Ordering::Release) + 1
+        };
         self.news.notify_waiters();
+        sequence
+    }
+
+    /// A request was not processed after all. Its record in memory is replaced; the file gets one more line with the
+    /// same sequence number.
+    pub(super) fn amend(&self, was_processed: bool, record: Option<Record>) {
+        self.processed.fetch_sub(u64::from(was_processed), Ordering::Release);
+        let Some(record) = record else { return };
+        let mut kept = self.kept.lock();
+        self.write(&record);
+        if let Ok(at) = kept.records.binary_search_by_key(&record.sequence, |kept| kept.sequence) {
+            kept.records[at] = record;
+        }
+    }
+
+    fn write(&self, record: &Record) {
+        if let Some(file) = &self.file {
+            file.lock().write(record);
+            self.unflushed.store(true, Ordering::Relaxed);
+        }
     }
 }
 

@@ -65,7 +65,7 @@ pub mod wall;
 mod wire;
 
 pub use devices::{DeviceState, Devices};
-pub use faults::{ConnectAction, ConnectFault, Fault, Faults, GoAway, When};
+pub use faults::{ConnectAction, ConnectFault, Fault, Faults, GoAway, LastStream, When};
 pub use identity::{Identity, VerifyingKey};
 pub use journal::{Journal, Record};
 pub use listener::Listening;

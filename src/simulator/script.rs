@@ -283,6 +283,7 @@ impl RawFault {
                     Some(RawEnding::Close) => Ending::Close,
                     Some(RawEnding::Silence) => Ending::Silence,
                 },
+                ..GoAway::default()
             }),
             RawAction::Silence => Action::Silence { processed },
             RawAction::Freeze => Action::Freeze { processed },

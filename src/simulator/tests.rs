@@ -3,6 +3,7 @@
 mod address;
 mod client;
 mod faulty;
+mod goaway;
 mod honest;
 mod limit;
 mod tls;
