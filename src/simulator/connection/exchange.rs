@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri};
 use super::super::Environment;
 use super::super::faults::{Action, Answer, GoAway, Strike};
 use super::super::journal::{Body, Record};
-use super::super::provider_token::{Claims, fingerprint};
+use super::super::provider_token::{Admitted, Claims, fingerprint};
 use super::super::rules::{self, Reason, Refusal};
 use super::state::{Connection, Held};
 
@@ -205,9 +205,9 @@ fn judge(connection: &Connection<'_>, head: &Parts, body: &Bytes) -> Judged {
         body,
     };
     let policy = rules::Policy { bundle_id: shared.options.bundle_id.as_deref() };
-    let mut claims = None;
+    let mut admitted: Option<Admitted> = None;
     let verdict = rules::judge(&request, &policy, |authorization| {
-        claims = Some(connection.session.lock().admit(authorization, &shared.keyring, at_ms)?);
+        admitted = Some(connection.session.lock().admit(authorization, &shared.keyring, at_ms)?);
         Ok(())
     });
     let apns_id = match head.headers.get(&rules::APNS_ID) {
@@ -215,10 +215,13 @@ fn judge(connection: &Connection<'_>, head: &Parts, body: &Bytes) -> Judged {
         _ => new_id(connection),
     };
     let verdict = match verdict {
+        Ok(push) if !admitted.as_ref().is_none_or(|admitted| admitted.may_push_to(push.bundle_id)) => {
+            Err(Reason::TopicDisallowed.into())
+        }
         Ok(push) => shared.devices.judge(&push.token, push.topic),
         Err(reason) => Err(reason.into()),
     };
-    Judged { at_ms, verdict, claims, apns_id }
+    Judged { at_ms, verdict, claims: admitted.map(|admitted| admitted.claims), apns_id }
 }
 
 fn new_id(connection: &Connection<'_>) -> HeaderValue {
