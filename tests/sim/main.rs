@@ -12,6 +12,7 @@
 mod broker;
 mod checks;
 mod named;
+mod network;
 mod plan;
 mod world;
 
