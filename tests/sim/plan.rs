@@ -138,6 +138,18 @@ impl Plan {
         self
     }
 
+    /// The same with a caller's name of so many bytes.
+    pub fn large_call(mut self, call: u64, at: u64, ring_for: i64, bytes: usize, started_at: i64) -> Self {
+        let deadline = started_at + i64::try_from(at).unwrap_or(0) + ring_for;
+        let body = json!({
+            "call_id": call_id(call), "app": "acme", "deadline": instant(deadline),
+            "payload": { "filler": "x".repeat(bytes) }, "devices": [{ "token": token(call) }],
+        });
+        let at = Duration::from_millis(at);
+        self.messages.push(Message { at, amqp_id: None, body: body.to_string().into_bytes() });
+        self
+    }
+
     /// Something goes wrong, or right, `at` milliseconds.
     pub fn event(mut self, at: u64, event: Event) -> Self {
         self.events.push((Duration::from_millis(at), event));

@@ -41,6 +41,8 @@ pub struct History {
     pub orders: Vec<(u64, Target, simulator::Order)>,
     pub happenings: Vec<Happening>,
     pub records: Vec<Record>,
+    /// Connections that Apple ever saw.
+    pub connections_total: u64,
     /// Whether everything was drained in time after the healing.
     pub drained: bool,
     /// Whether the last worker stopped in time.
@@ -116,6 +118,18 @@ impl Totals {
                 }
                 Happening::Settled { .. } | Happening::Confirmed { .. } => {}
             }
+        }
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        self.invites += other.invites;
+        self.requests += other.requests;
+        self.rung += other.rung;
+        self.redelivered += other.redelivered;
+        self.cuts += other.cuts;
+        self.outcomes += other.outcomes;
+        for (result, count) in other.results {
+            *self.results.entry(result).or_default() += count;
         }
     }
 
@@ -227,6 +241,7 @@ async fn live(seed: u64, plan: Plan) -> History {
         orders: ordered.collect(),
         happenings: world.broker.happenings(),
         records: world.simulator.journal().records(),
+        connections_total: world.simulator.connections_total(),
         drained,
         stopped,
         panics,
