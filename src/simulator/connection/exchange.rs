@@ -213,7 +213,7 @@ fn judge(connection: &Connection<'_>, head: &Parts, body: &Bytes) -> Judged {
         match &connection.certificate {
             Some(certificate) => certificate.check(at_ms)?,
             None => {
-                admitted = Some(connection.session.lock().admit(authorization, &shared.keyring, at_ms)?)
+                admitted = Some(connection.session.lock().admit(authorization, &shared.keyring, at_ms)?);
             }
         }
         authorized = true;
