@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use futures_util::future::join_all;
 use ringcast::simulator::{
-    Certificate, Environment, Identity, Listening, Options, Reason, Script, Simulator, wall,
+    Certificate, Environment, Identity, Listening, Options, Reason, Script, Simulator, Timeline, wall,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -47,7 +47,7 @@ struct Arguments {
         allow_negative_numbers = true
     )]
     client_cert_days: i32,
-    /// Devices and faults; `config/simulator.example.toml` shows every key
+    /// Devices, keys, faults and orders, some with their times; `config/simulator.example.toml` shows every key
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
     /// Append each request as a JSON line, whole device tokens included
@@ -65,6 +65,9 @@ struct Arguments {
     /// GOAWAY to a client that exceeds the stream limit
     #[arg(long)]
     goaway_on_excess: bool,
+    /// GOAWAY after that many `BadDeviceToken` on one connection [default: never]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    bad_device_tokens_max: Option<u64>,
     /// Say `BadEnvironmentKeyInToken`, as seen on the wire, where Apple's page says `BadEnvironmentKeyIdInToken`
     #[arg(long)]
     wire_spelling: bool,
@@ -106,6 +109,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
+    let identity = Identity::open_or_create(&arguments.identity, &arguments.key_id)
+        .map_err(|error| Failure(CONFIGURATION, format!("--identity: {error}")))?;
     let script = match &arguments.script {
         None => Script::default(),
         Some(path) => {
@@ -113,11 +118,12 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
                 Failure(CONFIGURATION, format!("--script {}: {error}", path.display()))
             };
             let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
-            Script::parse(&text).map_err(|error| wrong(&error))?
+            let find_key = |key_id: &str| {
+                Identity::open_or_create_key(&arguments.identity, key_id).map_err(|error| error.to_string())
+            };
+            Script::parse_with(&text, find_key).map_err(|error| wrong(&error))?
         }
     };
-    let identity = Identity::open_or_create(&arguments.identity, &arguments.key_id)
-        .map_err(|error| Failure(CONFIGURATION, format!("--identity: {error}")))?;
     if let Some(bundle_id) = &arguments.client_cert {
         let certificate = client_certificate(bundle_id, arguments.client_cert_days);
         identity
@@ -134,6 +140,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         max_concurrent_streams: arguments.max_concurrent_streams,
         one_stream_first: arguments.strict_streams,
         one_stream_after_rejection: arguments.strict_streams,
+        bad_device_tokens_max: arguments.bad_device_tokens_max,
         go_away_on_excess: arguments.goaway_on_excess,
         other_environment_reason: if arguments.wire_spelling {
             Reason::BadEnvironmentKeyInToken
@@ -148,12 +155,12 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         let path = journal.unwrap_or_default();
         Failure(CONFIGURATION, format!("--journal {}: {error}", path.display()))
     })?;
-    simulator.apply(script);
+    let timeline = simulator.apply(script);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure(1, format!("cannot start: {error}")))?;
-    runtime.block_on(serve(&simulator, &identity, &arguments.listen))
+    runtime.block_on(serve(&simulator, &identity, &arguments.listen, timeline))
 }
 
 /// Begins a day before it must end, at the latest.
@@ -165,7 +172,12 @@ fn client_certificate(bundle_id: &str, days: i32) -> Certificate {
     Certificate { not_before_ms, not_after_ms, ..Certificate::new(bundle_id, now_ms) }
 }
 
-async fn serve(simulator: &Simulator, identity: &Identity, addresses: &[SocketAddr]) -> Result<(), Failure> {
+async fn serve(
+    simulator: &Simulator,
+    identity: &Identity,
+    addresses: &[SocketAddr],
+    timeline: Timeline,
+) -> Result<(), Failure> {
     let cannot_wait = |error: io::Error| Failure(1, format!("cannot wait for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_wait)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_wait)?;
@@ -177,8 +189,13 @@ async fn serve(simulator: &Simulator, identity: &Identity, addresses: &[SocketAd
     for listening in &listening {
         eprintln!("apns-simulator listening on https://{}", listening.local_addr());
     }
+    let for_ever = async {
+        timeline.play().await;
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         biased;
+        () = for_ever => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

@@ -75,7 +75,7 @@ pub use order::{Order, Target};
 pub use peer::{Address, Peer};
 pub use provider_token::Credential;
 pub use rules::Reason;
-pub use script::Script;
+pub use script::{Script, Timeline};
 pub use wall::WallClock;
 
 use certificate::Authority;
@@ -294,19 +294,6 @@ impl Simulator {
     /// `InvalidProviderToken`. False when there was none.
     pub fn revoke(&self, key_id: &str) -> bool {
         self.shared.keyring.revoke(key_id)
-    }
-
-    /// Adds the devices and faults of a script to what is there.
-    pub fn apply(&self, script: Script) {
-        for (token, state) in script.devices {
-            self.shared.devices.set(&token, state);
-        }
-        for fault in script.faults {
-            self.shared.faults.add(fault);
-        }
-        for fault in script.connect_faults {
-            self.shared.faults.add_connect(fault);
-        }
     }
 
     /// Connections served right now.

@@ -271,6 +271,27 @@ async fn curl_shows_a_certificate() {
 }
 
 #[tokio::test]
+async fn curl_meets_two_addresses_and_a_script() {
+    let script = Place::new("curl-script");
+    let text = "[[fault]]\naddress = 2\ndo = \"answer\"\nstatus = 503\nreason = \"Service Unavailable\"\n\
+                [[key]]\nkey_id = \"KEY7654321\"\nteam_id = \"TEAM123456\"\n";
+    let file = script.write("script.toml", text);
+    let file = file.to_str().expect("the test's paths are UTF-8");
+    let apple = Apple::start("curl-two", 2, &["--script", file]).await;
+    assert!(std::path::Path::new(&apple.file("AuthKey_KEY7654321.p8")).exists(), "the script's key is made");
+    let first = apple.push();
+    let second = Curl { url: apple.urls[1].clone(), ..apple.push() };
+    assert_eq!(first.outcome().await, "200");
+    assert_eq!(second.outcome().await, "503 Service Unavailable");
+    let urls = apple.urls.clone();
+    for (record, url) in apple.stop().await.iter().zip(urls) {
+        let address =
+            record["address"].as_str().expect("the journal says where").replace("127.0.0.1", "localhost");
+        assert_eq!(format!("https://{address}"), url);
+    }
+}
+
+#[tokio::test]
 async fn h2load_is_answered_two_thousand_times() {
     let apple = Apple::start("h2load", 1, &[]).await;
     let body: PathBuf = apple.place.write("body.json", PAYLOAD);
