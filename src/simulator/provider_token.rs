@@ -26,7 +26,7 @@ const REMEMBERED_MAX: usize = 1024;
 const TOKEN_BYTES_MAX: usize = 4096;
 
 /// A signing key that Apple knows: the public half of a `.p8`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
     /// Apple's ten-character team id, the token's `iss`.
     pub team_id: String,
