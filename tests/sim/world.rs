@@ -11,6 +11,7 @@ use ringcast::clock::Clock;
 use ringcast::domain::app::{App, Environment, PayloadKeys};
 use ringcast::metrics::Metrics;
 use ringcast::pause::Jitter;
+use ringcast::simulator::Environment::{Production, Sandbox};
 use ringcast::simulator::{self, Options, Record, Simulator, Target, VerifyingKey};
 use ringcast::worker::mailbox::{Posting, Route, outbox};
 use ringcast::worker::{self, Worker};
@@ -272,6 +273,8 @@ impl World {
             max_concurrent_streams: plan.max_streams,
             one_stream_first: plan.one_stream_first,
             one_stream_after_rejection: plan.one_stream_after_rejection,
+            bad_device_tokens_max: plan.bad_device_tokens_max,
+            environment: if plan.sandbox { Sandbox } else { Production },
             clock: Arc::new(move || u64::try_from(wall.unix_ms()).unwrap_or(0)),
             ..Options::new(verifying_key)
         };
