@@ -36,6 +36,8 @@ pub struct Metrics {
     apns_goaways: IntCounterVec,
     apns_dials: IntCounterVec,
     provider_token_age: GaugeVec,
+    credential_expiry: IntGaugeVec,
+    credential_reloads: IntCounterVec,
     token_events: IntCounterVec,
     amqp_connected: IntGaugeVec,
     amqp_blocked: IntGauge,
@@ -129,6 +131,16 @@ impl Metrics {
                 "Seconds since the `iat` of the provider token in use, by app.",
                 &["app"],
             ),
+            credential_expiry: declare.gauges(
+                "ringcast_credential_expiry_timestamp_seconds",
+                "When the client certificate of an app expires, the earlier one of two; only apps with a certificate.",
+                &["app"],
+            ),
+            credential_reloads: declare.counters(
+                "ringcast_credential_reloads_total",
+                "Changes of keys, certificates, trust roots or the configuration file that were noticed: `taken` over, or `refused` for a mistake.",
+                &["result"],
+            ),
             token_events: declare.counters(
                 "ringcast_token_events_total",
                 "Token events published, by app, confidence (`dead`, `suspect`) and queue (`invalid`, `quarantine`).",
@@ -180,10 +192,11 @@ impl Metrics {
 
     /// Makes the series whose labels are known in advance, so that the first event is an increase and not a birth.
     fn start_at_zero(&self) {
-        let closed: [(&IntCounterVec, &[&str]); 4] = [
+        let closed: [(&IntCounterVec, &[&str]); 5] = [
             (&self.expired, &["broker", "queue", "slot", "retry"]),
             (&self.attempts, &["first", "unprocessed", "transient", "ambiguous"]),
             (&self.apns_goaways, &["none", "other"]),
+            (&self.credential_reloads, &["taken", "refused"]),
             (&self.amqp_publishes, &["confirmed", "returned", "nacked", "lost"]),
         ];
         for (family, labels) in closed {
@@ -278,9 +291,27 @@ impl Metrics {
         self.apns_dials.with_label_values(&[environment, result]).inc();
     }
 
-    /// The age of an app's provider token.
-    pub fn provider_token_age(&self, app: &str, age_seconds: f64) {
-        self.provider_token_age.with_label_values(&[app]).set(age_seconds);
+    /// The age of an app's provider token; `None`: it has none.
+    pub fn provider_token_age(&self, app: &str, age_seconds: Option<f64>) {
+        match age_seconds {
+            Some(age) => self.provider_token_age.with_label_values(&[app]).set(age),
+            // An error says that there was none before, either.
+            None => _ = self.provider_token_age.remove_label_values(&[app]),
+        }
+    }
+
+    /// When an app's certificate expires, Unix seconds; `None`: it has none.
+    pub fn credential_expiry(&self, app: &str, unix_seconds: Option<i64>) {
+        match unix_seconds {
+            Some(seconds) => self.credential_expiry.with_label_values(&[app]).set(seconds),
+            // An error says that there was none before, either.
+            None => _ = self.credential_expiry.remove_label_values(&[app]),
+        }
+    }
+
+    /// A change of credentials or trust roots was noticed: `taken`, `refused`.
+    pub fn credential_reload(&self, result: &str) {
+        self.credential_reloads.with_label_values(&[result]).inc();
     }
 
     /// A token event was confirmed; `to`: `invalid` or `quarantine`.

@@ -167,8 +167,8 @@ pub(super) async fn drive(mut driver: Driver, connection: Weak<Connection>, obse
 }
 
 impl Connection {
-    /// The `authorization` header of the next request. A newer token is taken once the one in use was kept long enough.
-    pub(super) fn authorization(&self, mint: &TokenMint) -> Result<HeaderValue, MintError> {
+    /// The `authorization` header of the next request, where there is one. A newer token is taken once the one in use was kept long enough.
+    pub(super) fn authorization(&self, mint: &TokenMint) -> Result<Option<HeaderValue>, MintError> {
         let mut pinned = self.token.lock();
         if pinned.since.elapsed() >= TOKEN_KEPT || !mint.is_fresh(&pinned.token) {
             let current = mint.current()?;

@@ -15,10 +15,9 @@ use crate::worker::gateway::{Gateway, Push};
 
 impl Gateway for Apns {
     async fn push(&self, push: &Push) -> Result<Response, PushError> {
-        let pool = self.pool(push.app.index, push.environment);
-        pool.start();
         let asked = Instant::now();
-        let slot = pool.acquire(push.deadline, push.trail.last()).await.ok_or(PushError::NotSent)?;
+        let slot = self.acquire(push).await.ok_or(PushError::NotSent)?;
+        let pool = &Arc::clone(slot.pool());
         let written = Instant::now();
         pool.parts.metrics.stage("slot", written - asked);
         if written >= push.deadline {

@@ -2,6 +2,7 @@
 
 mod address;
 mod connection;
+mod credential;
 pub mod dial;
 mod gateway;
 mod pool;
@@ -9,10 +10,14 @@ mod pools;
 pub mod provider_token;
 pub mod request;
 mod response;
+mod rotation;
+mod table;
+pub mod tls;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use credential::{CertificateError, ClientCertificate, Credential, ProviderKey};
 pub use pools::{Apns, PoolState, SetupError};
 
 use crate::domain::app::Environment;
@@ -39,28 +44,6 @@ pub struct Endpoint {
     pub host: String,
     /// 443 unless said otherwise.
     pub port: u16,
-}
-
-/// A provider token's signing key (`[apps.NAME.auth]`), already read and checked. Two apps with the same team and key id
-/// share a pool.
-#[derive(Clone)]
-pub struct Credential {
-    /// `team_id`: ten characters.
-    pub team_id: String,
-    /// `key_id`: ten characters.
-    pub key_id: String,
-    /// The P-256 private key from the `.p8` file.
-    pub key: p256::SecretKey,
-}
-
-impl std::fmt::Debug for Credential {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Credential")
-            .field("team_id", &self.team_id)
-            .field("key_id", &self.key_id)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Settings {

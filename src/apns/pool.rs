@@ -231,7 +231,7 @@ impl Pool {
                     tokio::select! {
                         biased;
                         () = stopped(&mut stop) => {
-                            self.retire(&connection, "the worker stops");
+                            self.retire(&connection, "its pool closes");
                             break;
                         }
                         () = retirement => {}
@@ -291,7 +291,7 @@ impl Pool {
     ) -> Result<(Arc<Connection>, PingPong), OpenError> {
         let environment = self.environment();
         let metrics = &self.parts.metrics;
-        metrics.apns_connections(environment, "dialing", 1);
+        let dialing = Dialing::count(metrics, environment);
         let opening = async {
             let found = self.parts.dial.resolve().await?;
             let address = self.parts.addresses.choose(&found, &[]).ok_or(OpenError::Slow(OPEN_WAIT))?;
@@ -322,7 +322,7 @@ impl Pool {
             Ok((connection, ping_pong))
         };
         let opened = timeout(OPEN_WAIT, opening).await.unwrap_or(Err(OpenError::Slow(OPEN_WAIT)));
-        metrics.apns_connections(environment, "dialing", -1);
+        drop(dialing);
         metrics.apns_dial(environment, if opened.is_ok() { "connected" } else { "failed" });
         opened
     }
@@ -464,6 +464,22 @@ impl Drop for Watcher {
         if self.admitted.load(Ordering::Relaxed) {
             self.pool.parts.metrics.apns_connections(self.pool.environment(), "draining", -1);
         }
+    }
+}
+
+/// Counts a connection that is being opened, until it is open, or given up by whatever way.
+struct Dialing<'a>(&'a Metrics, &'static str);
+
+impl<'a> Dialing<'a> {
+    fn count(metrics: &'a Metrics, environment: &'static str) -> Self {
+        metrics.apns_connections(environment, "dialing", 1);
+        Self(metrics, environment)
+    }
+}
+
+impl Drop for Dialing<'_> {
+    fn drop(&mut self) {
+        self.0.apns_connections(self.1, "dialing", -1);
     }
 }
 

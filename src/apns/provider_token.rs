@@ -15,7 +15,7 @@ use p256::pkcs8::{DecodePrivateKey, EncodePrivateKey};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::Credential;
+use super::{Credential, ProviderKey};
 use crate::clock::Clock;
 
 /// Seconds of one bucket. A token is at most this old when it is minted, a connection keeps it for at least 20 minutes, so
@@ -28,20 +28,25 @@ const AGE_SECONDS_MAX: i64 = 55 * 60;
 /// A signed token, ready for the header.
 #[derive(Debug)]
 pub(super) struct ProviderToken {
-    /// `bearer <jwt>`, marked sensitive: never indexed, never printed.
-    pub header: HeaderValue,
+    /// `bearer <jwt>`, marked sensitive: never indexed, never printed. `None` with a certificate.
+    pub header: Option<HeaderValue>,
     /// `iat`, Unix seconds.
     pub issued_at: i64,
 }
 
-/// Mints the tokens of one key, one per bucket.
+/// Mints the tokens of one key, one per bucket. A certificate needs none, and its mint gives an empty one for ever.
 #[derive(Debug)]
 pub(super) struct TokenMint {
+    signer: Option<Box<TokenSigner>>,
+    clock: Clock,
+    current: Mutex<Option<Arc<ProviderToken>>>,
+}
+
+#[derive(Debug)]
+struct TokenSigner {
     team_id: String,
     key_id: String,
     key: Option<SigningMaterial>,
-    clock: Clock,
-    current: Mutex<Option<Arc<ProviderToken>>>,
 }
 
 /// The key as jsonwebtoken wants it: PKCS#8.
@@ -69,23 +74,23 @@ struct Claims<'a> {
 
 impl TokenMint {
     pub(super) fn new(credential: &Credential, clock: Clock) -> Self {
-        let key = credential
-            .key
-            .to_pkcs8_der()
-            .ok()
-            .map(|der| SigningMaterial(EncodingKey::from_ec_der(der.as_bytes())));
-        Self {
-            team_id: credential.team_id.clone(),
-            key_id: credential.key_id.clone(),
-            key,
-            clock,
-            current: Mutex::new(None),
-        }
+        let signer = match credential {
+            Credential::Certificate(_) => None,
+            Credential::Token(ProviderKey { team_id, key_id, key }) => {
+                let key = key.to_pkcs8_der().ok();
+                let key = key.map(|der| SigningMaterial(EncodingKey::from_ec_der(der.as_bytes())));
+                Some(Box::new(TokenSigner { team_id: team_id.clone(), key_id: key_id.clone(), key }))
+            }
+        };
+        Self { signer, clock, current: Mutex::new(None) }
     }
 
     /// The token of this half hour. A clock that goes back a little keeps the one it has: a new one would be a needless
     /// update. One whose `iat` lies far ahead was minted by a clock that was wrong, and Apple refuses it.
     pub(super) fn current(&self) -> Result<Arc<ProviderToken>, MintError> {
+        let Some(signer) = &self.signer else {
+            return Ok(Arc::new(ProviderToken { header: None, issued_at: 0 }));
+        };
         let now = self.clock.unix_ms().div_euclid(1000);
         let issued_at = now - now.rem_euclid(BUCKET_SECONDS);
         let mut current = self.current.lock();
@@ -93,7 +98,7 @@ impl TokenMint {
         if let Some(token) = current.as_ref().filter(|token| (issued_at..=ahead).contains(&token.issued_at)) {
             return Ok(Arc::clone(token));
         }
-        let token = Arc::new(self.mint(issued_at)?);
+        let token = Arc::new(signer.mint(issued_at)?);
         *current = Some(Arc::clone(&token));
         Ok(token)
     }
@@ -101,15 +106,17 @@ impl TokenMint {
     /// Whether Apple takes this token by the wall clock: not from the future, and not close to an hour old.
     pub(super) fn is_fresh(&self, token: &ProviderToken) -> bool {
         let age = self.clock.unix_ms().div_euclid(1000) - token.issued_at;
-        (-BUCKET_SECONDS..AGE_SECONDS_MAX).contains(&age)
+        self.signer.is_none() || (-BUCKET_SECONDS..AGE_SECONDS_MAX).contains(&age)
     }
 
-    /// Seconds since the current token's `iat`; `None` before the first one.
+    /// Seconds since the current token's `iat`; `None` before the first one, and with a certificate.
     pub(super) fn age_seconds(&self) -> Option<i64> {
         let issued_at = self.current.lock().as_ref()?.issued_at;
         Some(self.clock.unix_ms().div_euclid(1000) - issued_at)
     }
+}
 
+impl TokenSigner {
     fn mint(&self, issued_at: i64) -> Result<ProviderToken, MintError> {
         let failed = |cause: String| MintError { key_id: self.key_id.clone(), cause };
         // Installed already is as good: it is ours, the only one that this program has.
@@ -125,7 +132,7 @@ impl TokenMint {
         let mut header =
             HeaderValue::from_str(&format!("bearer {jwt}")).map_err(|error| failed(error.to_string()))?;
         header.set_sensitive(true);
-        Ok(ProviderToken { header, issued_at })
+        Ok(ProviderToken { header: Some(header), issued_at })
     }
 }
 
@@ -167,8 +174,8 @@ mod tests {
 
     fn mint(clock: &Clock) -> TokenMint {
         let key = p256::SecretKey::from_slice(&[7; 32]).unwrap();
-        let credential = Credential { team_id: "TEAM123456".into(), key_id: "KEY1234567".into(), key };
-        TokenMint::new(&credential, clock.clone())
+        let key = ProviderKey { team_id: "TEAM123456".into(), key_id: "KEY1234567".into(), key };
+        TokenMint::new(&Credential::Token(key), clock.clone())
     }
 
     #[tokio::test(start_paused = true)]
@@ -202,7 +209,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_token_is_what_apple_describes_and_is_never_printed() {
         let token = mint(&Clock::simulated(1_795_253_400_000)).current().unwrap();
-        let text = token.header.to_str().unwrap().strip_prefix("bearer ").unwrap();
+        let text = token.header.as_ref().unwrap().to_str().unwrap().strip_prefix("bearer ").unwrap();
         let parts: Vec<&str> = text.split('.').collect();
         assert_eq!(parts.len(), 3);
         assert_eq!(parts[2].len(), 86, "64 bytes in base64url without padding");

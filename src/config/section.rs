@@ -135,6 +135,12 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Says that a key exists, without reading it.
+    pub(super) fn know(&mut self, key: &str) {
+        let path = self.path.child(key);
+        self.reader.know(&path);
+    }
+
     /// Whether a file or the environment set a key.
     pub(super) fn is_set(&self, key: &str) -> bool {
         !matches!(self.origin(key), Origin::Default | Origin::Nowhere)

@@ -13,6 +13,7 @@ mod broker;
 mod checks;
 mod named;
 mod plan;
+mod rotation;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
