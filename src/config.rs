@@ -218,9 +218,13 @@ fn read_log(reader: &mut Reader) -> Log {
     // Without `=`, a word is a level; the library would take any other for the name of a module, and log nothing else.
     let is_level =
         |part: &str| part.contains('=') || LOG_LEVELS.contains(&part.trim().to_ascii_lowercase().as_str());
-    let level = log.text("level", |text| match tracing_subscriber::EnvFilter::try_new(text) {
-        Ok(_) if text.split(',').all(is_level) => Ok(text.to_owned()),
-        _ => Err("is not a log filter; give a level (off, error, warn, info, debug, trace) and exceptions, as in \"info,h2=warn\"".to_owned()),
+    // The library panics at some letters beyond ASCII, and no module's name has one.
+    let is_filter = |text: &str| text.is_ascii() && tracing_subscriber::EnvFilter::try_new(text).is_ok();
+    let level = log.text("level", |text| {
+        if is_filter(text) && text.split(',').all(is_level) {
+            return Ok(text.to_owned());
+        }
+        Err("is not a log filter; give a level (off, error, warn, info, debug, trace) and exceptions, as in \"info,h2=warn\"".to_owned())
     });
     Log { format, level }
 }
