@@ -63,9 +63,8 @@ fn read_credential(
     let Some(cert_file) = given.into_inner() else {
         return read_key(section, seen, found).map(Credential::Token);
     };
-    section.know("team_id");
-    section.know("key_id");
-    if section.is_set("team_id") || section.is_set("key_id") {
+    let of_a_key = ["team_id", "key_id"].map(|key| section.know(key));
+    if of_a_key.contains(&true) {
         section.know("key_file");
         section.refuse(
             "cert_file",

@@ -1,5 +1,6 @@
 //! The configuration as a whole: what is right, and in which order mistakes come.
 
+mod credential;
 mod refusal;
 mod secret;
 
