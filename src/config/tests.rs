@@ -255,6 +255,8 @@ fn the_production_example_misses_nothing_but_its_files() {
     folder.write("amqp-ca.pem", &certificate());
     folder.write("AuthKey_ACMEPROD01.p8", &pem(1));
     folder.write("AuthKey_ACMESBOX01.p8", &pem(2));
+    let (certificate, key) = credential::identity(4);
+    folder.write("customer-voip.pem", &(certificate + &key));
     let place = folder.0.display().to_string();
     let text = text.replace("/run/secrets/ringcast/", &format!("{place}/"));
     let config = right(&text.replace("/run/secrets/apns/", &format!("{place}/")), &[]);

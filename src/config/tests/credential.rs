@@ -7,7 +7,7 @@ use super::*;
 use crate::apns::Credential;
 
 /// A certificate for a key, and what both look like in PEM.
-fn identity(seed: u8) -> (String, String) {
+pub(super) fn identity(seed: u8) -> (String, String) {
     let der = PrivateKeyDer::from_pem_slice(pem(seed).as_bytes()).expect("a key in PEM");
     let key = rcgen::KeyPair::try_from(&der).expect("a key");
     let parameters = rcgen::CertificateParams::new(["voip".to_owned()]).expect("a name");
