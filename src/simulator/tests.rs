@@ -1,6 +1,7 @@
 //! The simulator seen from a client, over an in-memory pipe on a paused clock; and once over real TLS.
 
 mod address;
+mod certificate;
 mod client;
 mod faulty;
 mod goaway;
