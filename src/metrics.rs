@@ -3,20 +3,18 @@
 //! The rooms call verbs on [`Metrics`]; names and labels stand here and nowhere else. Labels come from closed sets: the
 //! `app` label holds configured names only, `reason` only words known to Apple's pages, else `other`.
 
+mod declaration;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder,
 };
 
-/// From 1 ms to 60 s: the slow end is a call's life, the fast end the time in the worker.
-const SECONDS_BUCKETS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
-    30.0, 60.0,
-];
+use declaration::{Declarations, declare_build_info, register};
 
 /// All families of one process.
 pub struct Metrics {
@@ -35,6 +33,9 @@ pub struct Metrics {
     apns_oldest_unanswered: GaugeVec,
     apns_goaways: IntCounterVec,
     apns_dials: IntCounterVec,
+    apns_connection_ends: IntCounterVec,
+    apns_circuit_open: IntGaugeVec,
+    apns_suspect_tokens: IntGaugeVec,
     provider_token_age: GaugeVec,
     credential_expiry: IntGaugeVec,
     credential_reloads: IntCounterVec,
@@ -125,6 +126,21 @@ impl Metrics {
                 "ringcast_apns_dials_total",
                 "Attempts to open a connection to APNs, by result: `connected`, `failed`.",
                 &["environment", "result"],
+            ),
+            apns_connection_ends: declare.counters(
+                "ringcast_apns_connection_ends_total",
+                "Connections to APNs that went out of use, by why: `goaway`, `closed`, `no_pong` (stalled), `unanswered`, `provider_token`, `replaced` (due), `shrunk`, `stopped`.",
+                &["environment", "end"],
+            ),
+            apns_circuit_open: declare.gauges(
+                "ringcast_apns_circuit_open",
+                "1 while Apple refuses the credential of an app, so that its calls are rejected at once.",
+                &["app", "environment"],
+            ),
+            apns_suspect_tokens: declare.gauges(
+                "ringcast_apns_suspect_tokens",
+                "Device tokens that Apple rejected lately and that take a connection of their own.",
+                &["environment"],
             ),
             provider_token_age: declare.float_gauges(
                 "ringcast_provider_token_age_seconds",
@@ -258,6 +274,22 @@ impl Metrics {
         self.expired.with_label_values(&[stage]).inc();
     }
 
+    /// A connection went out of use.
+    pub fn apns_connection_end(&self, environment: &str, end: &str) {
+        self.apns_connection_ends.with_label_values(&[environment, end]).inc();
+    }
+
+    /// Whether Apple refuses an app's credential.
+    pub fn apns_circuit(&self, app: &str, environment: &str, is_open: bool) {
+        self.apns_circuit_open.with_label_values(&[app, environment]).set(i64::from(is_open));
+    }
+
+    /// How many device tokens take a connection of their own.
+    pub fn apns_suspect_tokens(&self, environment: &str, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.apns_suspect_tokens.with_label_values(&[environment]).set(count);
+    }
+
     /// An attempt starts: `first`, `unprocessed`, `transient`, `ambiguous`.
     pub fn attempt(&self, class: &str) {
         self.attempts.with_label_values(&[class]).inc();
@@ -374,66 +406,6 @@ fn status_label(status: u16) -> &'static str {
         500 => "500",
         503 => "503",
         _ => "other",
-    }
-}
-
-fn declare_build_info(registry: &Registry) {
-    let options = Opts::new("ringcast_build_info", "Always 1; the version is in the label.")
-        .const_label("version", env!("CARGO_PKG_VERSION"));
-    let gauge = IntGauge::with_opts(options).expect(VALID);
-    gauge.set(1);
-    register(registry, gauge);
-}
-
-/// Why declaring cannot fail: names and labels are the literals above, each used once, as the tests show.
-const VALID: &str = "a literal, valid and unique metric name";
-
-fn register(registry: &Registry, family: impl prometheus::core::Collector + 'static) {
-    registry.register(Box::new(family)).expect(VALID);
-}
-
-struct Declarations {
-    registry: Registry,
-}
-
-impl Declarations {
-    fn add<F: prometheus::core::Collector + Clone + 'static>(&self, family: prometheus::Result<F>) -> F {
-        let family = family.expect(VALID);
-        register(&self.registry, family.clone());
-        family
-    }
-
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.add(IntCounter::new(name, help))
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels))
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.add(IntGauge::new(name, help))
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
-        self.add(Gauge::new(name, help))
-    }
-
-    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-        self.add(GaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn histogram(&self, name: &str, help: &str) -> Histogram {
-        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec())))
-    }
-
-    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-        let options = HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec());
-        self.add(HistogramVec::new(options, labels))
     }
 }
 

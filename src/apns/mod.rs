@@ -1,19 +1,26 @@
 //! Apple's side of the road: connections to APNs, and one request on them.
 
 mod address;
+mod circuit;
 mod connection;
 mod credential;
 pub mod dial;
 mod gateway;
+mod goaway;
+mod keeper;
+mod liveness;
 mod pool;
 mod pools;
 pub mod provider_token;
+mod quarantine;
 pub mod request;
 mod response;
 mod rotation;
+mod slot;
 mod table;
 pub mod tls;
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,8 +36,8 @@ pub struct Settings {
     pub endpoints: [Endpoint; 2],
     /// `apns.ca_file`: an extra trust root beside the system's.
     pub ca_file: Option<PathBuf>,
-    /// `apns.connections`: per pool, 1 to 64.
-    pub connections: usize,
+    /// `apns.connections` to `apns.connections_max`: how few and how many a pool may have, 1 to 64.
+    pub connections: RangeInclusive<usize>,
     /// `apns.request_timeout`: how long one attempt may stay unanswered.
     pub request_timeout: Duration,
     /// Which credential each app uses in each environment: `credentials[app.index][environment.index()]`.

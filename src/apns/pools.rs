@@ -8,8 +8,9 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use super::credential::Credential;
-use super::pool::Slot;
+use super::pool::Pool;
 use super::request::TemplateError;
+use super::slot::{NoSlot, Slot};
 use super::table::{Entry, Maker, Table, find};
 use super::tls::{Dials, RootError};
 use super::{ClientCertificate, Settings};
@@ -133,19 +134,26 @@ impl Apns {
         let table = self.table();
         let leaving = self.0.leaving.lock().clone();
         for environment in Environment::ALL {
-            let (mut used, mut allowed, mut oldest) = (0, 0, Duration::ZERO);
+            let (mut used, mut allowed, mut oldest, mut suspects) = (0, 0, Duration::ZERO, 0);
             let all = table.distinct().iter().chain(&leaving);
             for entry in all.filter(|entry| entry.name.0 == environment) {
                 let load = entry.pool.load();
                 used += load.0;
                 allowed += load.1;
                 oldest = oldest.max(load.2);
+                suspects += entry.pool.suspects();
             }
+            metrics.apns_suspect_tokens(environment.as_str(), suspects);
             metrics.apns_streams(environment.as_str(), used, allowed);
             metrics.apns_oldest_unanswered(environment.as_str(), oldest);
         }
         for app in apps {
-            let age = table.entry(app.index, app.environment).pool.parts.mint.age_seconds();
+            for environment in Environment::ALL {
+                let circuit = &table.entry(app.index, environment).pool.circuit;
+                metrics.apns_circuit(&app.name, environment.as_str(), circuit.trouble().is_some());
+            }
+            let mint = table.entry(app.index, app.environment).pool.parts.mint.as_ref();
+            let age = mint.and_then(|mint| mint.age_seconds());
             let age = age.map(|age| Duration::from_secs(age.max(0).unsigned_abs()).as_secs_f64());
             metrics.provider_token_age(&app.name, age);
             let certificates =
@@ -162,17 +170,18 @@ impl Apns {
             .await;
     }
 
-    /// A stream for a push before its deadline, or `None`. Whoever waits when the table is swapped waits on with the pool
-    /// of the new one.
-    pub(super) async fn acquire(&self, push: &Push) -> Option<Slot> {
+    /// A stream for a push before its deadline, and the pool of its app and environment. Whoever waits when the table is
+    /// swapped waits on with the pool of the new one.
+    pub(super) async fn acquire(&self, push: &Push) -> Result<(Arc<Pool>, Slot), NoSlot> {
         loop {
             let mut swaps = self.0.swaps.subscribe();
-            let pool = Arc::clone(&self.table().entry(push.app.index, push.environment).pool);
+            let home = Arc::clone(&self.table().entry(push.app.index, push.environment).pool);
+            let pool = home.lane_of(&push.token);
             pool.start();
             // Biased: a stream goes before a look at the table.
             tokio::select! {
                 biased;
-                slot = pool.acquire(push.deadline, push.trail.last()) => return slot,
+                slot = pool.acquire(push.deadline, push.trail.last()) => return slot.map(|slot| (home, slot)),
                 _ = swaps.changed() => {}
             }
         }

@@ -1,6 +1,7 @@
 //! Which pool each app pushes over. A push reads it once; new credentials swap it as a whole.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -74,7 +75,7 @@ pub(super) struct Maker {
     pub apps: Vec<Arc<App>>,
     pub metrics: Arc<Metrics>,
     pub request_timeout: Duration,
-    connections: usize,
+    connections: RangeInclusive<usize>,
     dials: Dials,
     clock: Clock,
     jitter: Jitter,
@@ -99,7 +100,7 @@ impl Maker {
             apps: apps.to_vec(),
             metrics: Arc::clone(metrics),
             request_timeout: settings.request_timeout,
-            connections: settings.connections,
+            connections: settings.connections.clone(),
             dials,
             clock: clock.clone(),
             jitter: jitter.clone(),
@@ -115,11 +116,14 @@ impl Maker {
         environment: Environment,
         credential: &Credential,
     ) -> Result<Entry, SetupError> {
-        let mint = TokenMint::new(credential, self.clock.clone());
-        mint.current()?;
+        let mint = match credential {
+            Credential::Token(key) => Some(Arc::new(TokenMint::new(key, self.clock.clone()))),
+            Credential::Certificate(_) => None,
+        };
+        mint.as_ref().map(|mint| mint.current()).transpose()?;
         let pool = Pool::new(Parts {
             environment,
-            connections: self.connections,
+            connections: self.connections.clone(),
             request_timeout: self.request_timeout,
             dial: (self.dials)(environment, credential)?,
             addresses: Arc::clone(&self.addresses[environment.index()]),

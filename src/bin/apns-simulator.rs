@@ -6,16 +6,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use ringcast::simulator::{Environment, Identity, Options, Script, Simulator};
+use futures_util::future::join_all;
+use ringcast::simulator::{
+    Certificate, Environment, Identity, Listening, Options, Reason, Script, Simulator, wall,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Simulates APNs: real TLS, real HTTP/2, Apple's rules, and faults on request.
 #[derive(Debug, Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(name = "apns-simulator", version)]
 struct Arguments {
-    /// Address to listen on; port 0 takes a free one
+    /// Address to listen on, once or more; port 0 takes a free one. Scripts know them by these addresses, or by their
+    /// numbers in this order, from 1
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:2197")]
-    listen: SocketAddr,
+    listen: Vec<SocketAddr>,
     /// Folder with `ca.pem` (for a client to trust), `AuthKey_<K>.p8` (for it to sign with) and the server's files;
     /// what is missing is made
     #[arg(long, value_name = "DIR")]
@@ -29,6 +34,19 @@ struct Arguments {
     /// The one app that may be pushed to [default: any]
     #[arg(long, value_name = "B")]
     bundle_id: Option<String>,
+    /// Also make a certificate for this app, to authenticate with instead of provider tokens: `client.pem` and
+    /// `client-key.pem` in the folder
+    #[arg(long, value_name = "B")]
+    client_cert: Option<String>,
+    /// How long that certificate is good for; below zero: it expired so many days ago
+    #[arg(
+        long,
+        value_name = "DAYS",
+        default_value_t = 365,
+        requires = "client_cert",
+        allow_negative_numbers = true
+    )]
+    client_cert_days: i32,
     /// Devices and faults; `config/simulator.example.toml` shows every key
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
@@ -44,6 +62,12 @@ struct Arguments {
     /// One stream until a valid provider token was answered, and after each 400 or 403, as Apple does
     #[arg(long)]
     strict_streams: bool,
+    /// GOAWAY to a client that exceeds the stream limit
+    #[arg(long)]
+    goaway_on_excess: bool,
+    /// Say `BadEnvironmentKeyInToken`, as seen on the wire, where Apple's page says `BadEnvironmentKeyIdInToken`
+    #[arg(long)]
+    wire_spelling: bool,
     /// Be the sandbox instead of production
     #[arg(long)]
     sandbox: bool,
@@ -56,6 +80,8 @@ fn apple_id(text: &str) -> Result<String, &'static str> {
 
 /// Why the program ends early: its exit code and its last words.
 struct Failure(u8, String);
+
+const DAY_MS: u64 = 24 * 3_600_000;
 
 const USAGE: u8 = 64;
 const UNAVAILABLE: u8 = 69;
@@ -92,6 +118,12 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let identity = Identity::open_or_create(&arguments.identity, &arguments.key_id)
         .map_err(|error| Failure(CONFIGURATION, format!("--identity: {error}")))?;
+    if let Some(bundle_id) = &arguments.client_cert {
+        let certificate = client_certificate(bundle_id, arguments.client_cert_days);
+        identity
+            .issue_into(&arguments.identity, &certificate)
+            .map_err(|error| Failure(CONFIGURATION, format!("--client-cert: {error}")))?;
+    }
     let journal = arguments.journal.clone();
     let simulator = Simulator::new(Options {
         team_id: arguments.team_id,
@@ -102,9 +134,15 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         max_concurrent_streams: arguments.max_concurrent_streams,
         one_stream_first: arguments.strict_streams,
         one_stream_after_rejection: arguments.strict_streams,
+        go_away_on_excess: arguments.goaway_on_excess,
+        other_environment_reason: if arguments.wire_spelling {
+            Reason::BadEnvironmentKeyInToken
+        } else {
+            Reason::BadEnvironmentKeyIdInToken
+        },
         journal_entries_max: 0,
         journal_file: arguments.journal,
-        ..Options::new(identity.verifying_key())
+        ..Options::of(&identity)
     })
     .map_err(|error| {
         let path = journal.unwrap_or_default();
@@ -115,24 +153,36 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure(1, format!("cannot start: {error}")))?;
-    runtime.block_on(serve(&simulator, &identity, arguments.listen))
+    runtime.block_on(serve(&simulator, &identity, &arguments.listen))
 }
 
-async fn serve(simulator: &Simulator, identity: &Identity, addr: SocketAddr) -> Result<(), Failure> {
+/// Begins a day before it must end, at the latest.
+fn client_certificate(bundle_id: &str, days: i32) -> Certificate {
+    let now_ms = wall::real()();
+    let span_ms = u64::from(days.unsigned_abs()) * DAY_MS;
+    let not_after_ms = if days < 0 { now_ms.saturating_sub(span_ms) } else { now_ms + span_ms };
+    let not_before_ms = not_after_ms.min(now_ms).saturating_sub(DAY_MS);
+    Certificate { not_before_ms, not_after_ms, ..Certificate::new(bundle_id, now_ms) }
+}
+
+async fn serve(simulator: &Simulator, identity: &Identity, addresses: &[SocketAddr]) -> Result<(), Failure> {
     let cannot_wait = |error: io::Error| Failure(1, format!("cannot wait for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_wait)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_wait)?;
-    let listening = simulator
-        .listen(addr, identity.server_config())
-        .await
-        .map_err(|error| Failure(UNAVAILABLE, format!("--listen {addr}: {error}")))?;
-    eprintln!("apns-simulator listening on https://{}", listening.local_addr());
+    let mut listening = Vec::new();
+    for addr in addresses {
+        let listen = simulator.listen(*addr, identity.server_config()).await;
+        listening.push(listen.map_err(|error| Failure(UNAVAILABLE, format!("--listen {addr}: {error}")))?);
+    }
+    for listening in &listening {
+        eprintln!("apns-simulator listening on https://{}", listening.local_addr());
+    }
     tokio::select! {
         biased;
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    listening.shutdown().await;
+    join_all(listening.into_iter().map(Listening::shutdown)).await;
     simulator.journal().flush().map_err(|error| Failure(1, format!("--journal: {error}")))
 }
 
@@ -147,6 +197,9 @@ mod tests {
         Arguments::command().debug_assert();
         let arguments = Arguments::try_parse_from(["apns-simulator", "--identity", "d"]).unwrap();
         assert_eq!((&*arguments.team_id, &*arguments.key_id), ("TEAM123456", "KEY1234567"));
+        let expired =
+            ["apns-simulator", "--identity", "d", "--client-cert", "com.acme", "--client-cert-days", "-3"];
+        assert_eq!(Arguments::try_parse_from(expired).unwrap().client_cert_days, -3);
         let wrong = ["apns-simulator", "--identity", "d", "--key-id", "short"];
         let error = Arguments::try_parse_from(wrong).unwrap_err().to_string();
         assert!(error.contains("ten letters or digits"), "{error}");

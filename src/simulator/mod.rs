@@ -47,6 +47,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::broadcast;
 
+pub mod certificate;
 mod chance;
 mod connection;
 pub mod devices;
@@ -54,6 +55,8 @@ pub mod faults;
 pub mod identity;
 pub mod journal;
 pub mod listener;
+pub mod order;
+pub mod peer;
 pub mod provider_token;
 pub mod rules;
 pub mod script;
@@ -62,21 +65,24 @@ mod tests;
 pub mod wall;
 mod wire;
 
+pub use certificate::Certificate;
 pub use devices::{DeviceState, Devices};
-pub use faults::{ConnectAction, ConnectFault, Fault, Faults, GoAway, When};
+pub use faults::{ConnectAction, ConnectFault, Fault, Faults, GoAway, LastStream, When};
 pub use identity::{Identity, VerifyingKey};
 pub use journal::{Journal, Record};
 pub use listener::Listening;
+pub use order::{Order, Target};
+pub use peer::{Address, Peer};
 pub use provider_token::Credential;
 pub use rules::Reason;
 pub use script::Script;
 pub use wall::WallClock;
 
+use certificate::Authority;
 use chance::Chance;
+use order::{ORDERS_MAX, Signal};
+use peer::{Addresses, Spot};
 use provider_token::Keyring;
-
-/// Orders that wait for a connection to look; a connection that falls behind misses the oldest.
-const ORDERS_MAX: usize = 64;
 
 /// Which of Apple's two worlds this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,10 +104,16 @@ pub struct Options {
     pub verifying_key: VerifyingKey,
     /// Further keys that Apple knows: of the same team or of others.
     pub credentials: Vec<Credential>,
+    /// Whose signature clients' certificates must have: [`Identity::client_ca_pem`]. `None`: every certificate is
+    /// `BadCertificate`.
+    pub client_ca_pem: Option<String>,
     /// The one app that may be pushed to; `None`: any.
     pub bundle_id: Option<String>,
     /// Production, unless set.
     pub environment: Environment,
+    /// What is said of a key that is for the other environment: `BadEnvironmentKeyIdInToken`, as Apple writes, or
+    /// `BadEnvironmentKeyInToken`, as senders have seen on the wire.
+    pub other_environment_reason: Reason,
     /// Where everything random comes from.
     pub seed: u64,
     /// The most streams a connection ever allows.
@@ -111,6 +123,9 @@ pub struct Options {
     pub one_stream_first: bool,
     /// One stream after every 400 or 403, until the next 200, as senders have seen it.
     pub one_stream_after_rejection: bool,
+    /// GOAWAY (`Maximum active streams violated for this endpoint.`, code 7) to a client that opens a stream above the
+    /// limit that it has acknowledged, besides refusing the stream.
+    pub go_away_on_excess: bool,
     /// GOAWAY after that many `BadDeviceToken` on one connection; `None`: never.
     pub bad_device_tokens_max: Option<u64>,
     /// Records kept in memory; 0: none.
@@ -122,6 +137,13 @@ pub struct Options {
 }
 
 impl Options {
+    /// The defaults, with all that this identity has made: provider tokens of its key and certificates of its authority
+    /// are good.
+    pub fn of(identity: &Identity) -> Self {
+        let client_ca_pem = Some(identity.client_ca_pem().to_owned());
+        Self { client_ca_pem, ..Self::new(identity.verifying_key()) }
+    }
+
     /// The defaults: team `TEAM123456`, key `KEY1234567`, any app, production, 1000 streams, a million records in
     /// memory, the machine's clock.
     pub fn new(verifying_key: VerifyingKey) -> Self {
@@ -130,12 +152,15 @@ impl Options {
             key_id: "KEY1234567".into(),
             verifying_key,
             credentials: Vec::new(),
+            client_ca_pem: None,
             bundle_id: None,
             environment: Environment::Production,
+            other_environment_reason: Reason::BadEnvironmentKeyIdInToken,
             seed: 0,
             max_concurrent_streams: 1000,
             one_stream_first: false,
             one_stream_after_rejection: false,
+            go_away_on_excess: false,
             bad_device_tokens_max: None,
             journal_entries_max: 1_000_000,
             journal_file: None,
@@ -156,23 +181,6 @@ impl std::fmt::Debug for Options {
     }
 }
 
-/// What all live connections can be told at once, whatever they are doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Order {
-    /// Send GOAWAY.
-    GoAway(GoAway),
-    /// Drop the transport.
-    Close,
-    /// Stand still; [`Simulator::heal`] ends it.
-    Freeze,
-}
-
-#[derive(Debug, Clone)]
-enum Signal {
-    Order(Order),
-    Heal,
-}
-
 /// A handle to one simulated APNs; clones are the same one.
 #[derive(Clone)]
 pub struct Simulator {
@@ -188,8 +196,10 @@ impl std::fmt::Debug for Simulator {
 struct Shared {
     options: Options,
     keyring: Keyring,
+    authority: Authority,
     devices: Devices,
     faults: Faults,
+    addresses: Addresses,
     journal: Journal,
     chance: Mutex<Chance>,
     signals: broadcast::Sender<Signal>,
@@ -197,20 +207,26 @@ struct Shared {
     connections_open: AtomicUsize,
 }
 
+impl Shared {
+    /// Numbers a new connection.
+    fn arrive(&self, address: Option<SocketAddr>) -> Spot {
+        let connection = self.connections.fetch_add(1, Relaxed) + 1;
+        Spot { connection, address: address.map(|socket| self.addresses.number(socket)) }
+    }
+}
+
 impl Simulator {
-    /// Fails only where the journal's file cannot be opened.
+    /// Fails only where the journal's file cannot be opened, or [`Options::client_ca_pem`] is no certificate.
     pub fn new(options: Options) -> io::Result<Self> {
-        let mut credentials = vec![Credential {
-            team_id: options.team_id.clone(),
-            key_id: options.key_id.clone(),
-            verifying_key: options.verifying_key.clone(),
-            environment: None,
-        }];
+        let first = Credential::new(&options.team_id, &options.key_id, options.verifying_key.clone());
+        let mut credentials = vec![first];
         credentials.extend(options.credentials.iter().cloned());
         let shared = Shared {
-            keyring: Keyring::new(options.environment, credentials),
+            keyring: Keyring::new(options.environment, options.other_environment_reason, credentials),
+            authority: Authority::new(options.client_ca_pem.as_deref()).map_err(io::Error::other)?,
             devices: Devices::default(),
             faults: Faults::default(),
+            addresses: Addresses::default(),
             journal: Journal::open(options.journal_entries_max, options.journal_file.as_deref())?,
             chance: Mutex::new(Chance::new(options.seed)),
             signals: broadcast::channel(ORDERS_MAX).0,
@@ -227,11 +243,29 @@ impl Simulator {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let struck = self.shared.faults.strike_connect(&self.shared.chance);
-        connection::serve(&self.shared, io, struck, std::future::pending()).await;
+        self.serve_peer(io, Peer::default()).await;
     }
 
-    /// Binds `addr` and serves it with TLS in the background, until [`Listening::shutdown`] or its drop.
+    /// The same for a connection that came to `address`.
+    pub async fn serve_at<IO>(&self, io: IO, address: SocketAddr)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.serve_peer(io, Peer::at(address)).await;
+    }
+
+    /// The same with all that is known of the other end.
+    pub async fn serve_peer<IO>(&self, io: IO, peer: Peer)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let spot = self.shared.arrive(peer.address);
+        let struck = self.shared.faults.strike_connect(spot, &self.shared.chance);
+        connection::serve(&self.shared, io, spot, peer.certificate, struck, std::future::pending()).await;
+    }
+
+    /// Binds `addr` and serves it with TLS in the background, until [`Listening::shutdown`] or its drop. Each call is an
+    /// [`Address`] of its own.
     pub async fn listen(&self, addr: SocketAddr, tls: Arc<ServerConfig>) -> io::Result<Listening> {
         Listening::bind(self.clone(), addr, tls).await
     }
@@ -251,6 +285,17 @@ impl Simulator {
         &self.shared.journal
     }
 
+    /// Lets Apple know one more key, from now on. It may have the id of another: both are good then.
+    pub fn trust(&self, credential: Credential) {
+        self.shared.keyring.trust(credential);
+    }
+
+    /// Makes Apple forget all keys with this id, on live connections, too: from now on they are
+    /// `InvalidProviderToken`. False when there was none.
+    pub fn revoke(&self, key_id: &str) -> bool {
+        self.shared.keyring.revoke(key_id)
+    }
+
     /// Adds the devices and faults of a script to what is there.
     pub fn apply(&self, script: Script) {
         for (token, state) in script.devices {
@@ -262,18 +307,6 @@ impl Simulator {
         for fault in script.connect_faults {
             self.shared.faults.add_connect(fault);
         }
-    }
-
-    /// Tells all live connections something, idle or not.
-    pub fn order(&self, order: Order) {
-        let _ = self.shared.signals.send(Signal::Order(order)); // an error only says that there is no connection
-    }
-
-    /// Removes all faults, and lets connections that stand still go on. Device states stay. Requests that were met
-    /// with silence stay unanswered: they are lost.
-    pub fn heal(&self) {
-        self.shared.faults.clear();
-        let _ = self.shared.signals.send(Signal::Heal);
     }
 
     /// Connections served right now.

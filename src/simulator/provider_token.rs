@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use parking_lot::Mutex;
@@ -35,6 +36,16 @@ pub struct Credential {
     pub verifying_key: VerifyingKey,
     /// The one environment the key is for; `None`: both, as keys from before 2025.
     pub environment: Option<Environment>,
+    /// The bundle ids that a topic-specific key may push to; `None`: all of the team's.
+    pub bundle_ids: Option<Arc<[String]>>,
+}
+
+impl Credential {
+    /// A key for all topics and both environments.
+    pub fn new(team_id: &str, key_id: &str, verifying_key: VerifyingKey) -> Self {
+        let (team_id, key_id) = (team_id.to_owned(), key_id.to_owned());
+        Self { team_id, key_id, verifying_key, environment: None, bundle_ids: None }
+    }
 }
 
 /// What a provider token says of itself: enough to recognise it, not enough to use it.
@@ -46,50 +57,105 @@ pub struct Claims {
     pub iss: String,
     /// Issued at, in seconds since 1970-01-01 UTC.
     pub iat: u64,
+    /// The first bytes of the whole token's SHA-256 in hex: tells tokens apart that say the same.
+    pub digest: String,
+}
+
+/// A provider token that was found right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Admitted {
+    pub(super) claims: Arc<Claims>,
+    bundle_ids: Option<Arc<[String]>>,
+}
+
+impl Admitted {
+    /// Whether the key may push to this app.
+    pub(super) fn may_push_to(&self, bundle_id: &str) -> bool {
+        self.bundle_ids.as_ref().is_none_or(|ids| ids.iter().any(|id| id == bundle_id))
+    }
 }
 
 /// All keys Apple knows, and the tokens already verified.
 #[derive(Debug)]
 pub(super) struct Keyring {
     environment: Environment,
+    /// What is said of a key of the other environment.
+    other_environment: Reason,
+    keys: Mutex<Keys>,
+    /// Goes up when a key goes: what was verified before counts no more.
+    generation: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Keys {
     credentials: Vec<Credential>,
-    verified: Mutex<HashMap<Box<[u8]>, Verdict>>,
+    verified: HashMap<Box<[u8]>, Verdict>,
 }
 
 /// Of the token itself, whatever the time and the connection.
-type Verdict = Result<Arc<Claims>, Reason>;
+type Verdict = Result<Admitted, Reason>;
 
 impl Keyring {
-    pub(super) fn new(environment: Environment, credentials: Vec<Credential>) -> Self {
-        Self { environment, credentials, verified: Mutex::default() }
+    pub(super) fn new(
+        environment: Environment,
+        other_environment: Reason,
+        credentials: Vec<Credential>,
+    ) -> Self {
+        let keys = Mutex::new(Keys { credentials, verified: HashMap::new() });
+        Self { environment, other_environment, keys, generation: AtomicU64::new(0) }
+    }
+
+    /// One more key; it may have the id of another.
+    pub(super) fn trust(&self, credential: Credential) {
+        let mut keys = self.keys.lock();
+        keys.credentials.push(credential);
+        keys.verified.clear(); // what was refused may be right now
+    }
+
+    /// Forgets all keys with this id, on live connections, too. False when there was none.
+    pub(super) fn revoke(&self, key_id: &str) -> bool {
+        let mut keys = self.keys.lock();
+        let before = keys.credentials.len();
+        keys.credentials.retain(|credential| credential.key_id != key_id);
+        keys.verified.clear();
+        self.generation.fetch_add(1, Relaxed);
+        keys.credentials.len() < before
     }
 
     fn verify(&self, token: &[u8]) -> Verdict {
-        if let Some(known) = self.verified.lock().get(token) {
+        let mut keys = self.keys.lock();
+        if let Some(known) = keys.verified.get(token) {
             return known.clone();
         }
-        let verdict = self.verify_anew(token);
-        let mut verified = self.verified.lock();
-        if verified.len() >= REMEMBERED_MAX {
-            verified.clear();
+        let verdict = self.verify_anew(&keys.credentials, token);
+        if keys.verified.len() >= REMEMBERED_MAX {
+            keys.verified.clear();
         }
-        verified.insert(token.into(), verdict.clone());
+        keys.verified.insert(token.into(), verdict.clone());
         verdict
     }
 
-    fn verify_anew(&self, token: &[u8]) -> Verdict {
+    fn verify_anew(&self, credentials: &[Credential], token: &[u8]) -> Verdict {
         let parsed = parse(token).ok_or(Reason::InvalidProviderToken)?;
-        let known = |credential: &&Credential| {
-            credential.key_id == parsed.claims.kid && credential.team_id == parsed.claims.iss
+        let signed = |credential: &&Credential| {
+            credential.key_id == parsed.claims.kid
+                && credential.team_id == parsed.claims.iss
+                && UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, credential.verifying_key.as_sec1())
+                    .verify(parsed.signed, &parsed.signature)
+                    .is_ok()
         };
-        let credential = self.credentials.iter().find(known).ok_or(Reason::InvalidProviderToken)?;
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, credential.verifying_key.as_sec1())
-            .verify(parsed.signed, &parsed.signature)
-            .map_err(|_| Reason::InvalidProviderToken)?;
-        if credential.environment.is_some_and(|only| only != self.environment) {
-            return Err(Reason::BadEnvironmentKeyIdInToken);
+        let is_here = |credential: &&Credential| {
+            credential.environment.is_none_or(|environment| environment == self.environment)
+        };
+        let right: Vec<_> = credentials.iter().filter(signed).collect();
+        match right.iter().copied().find(is_here) {
+            Some(credential) => {
+                let bundle_ids = credential.bundle_ids.clone();
+                Ok(Admitted { claims: Arc::new(parsed.claims), bundle_ids })
+            }
+            None if right.is_empty() => Err(Reason::InvalidProviderToken),
+            None => Err(self.other_environment),
         }
-        Ok(Arc::new(parsed.claims))
     }
 }
 
@@ -103,8 +169,9 @@ pub(super) struct Session {
 #[derive(Debug)]
 struct Current {
     token: Box<[u8]>,
-    claims: Arc<Claims>,
+    admitted: Admitted,
     first_used_ms: u64,
+    generation: u64,
 }
 
 impl Session {
@@ -118,35 +185,42 @@ impl Session {
         authorization: Option<&[u8]>,
         keyring: &Keyring,
         now_ms: u64,
-    ) -> Result<Arc<Claims>, Reason> {
+    ) -> Result<Admitted, Reason> {
         if let Some(reason) = self.wedged {
             return Err(reason);
         }
         let token = bearer(authorization)?;
-        if let Some(current) = &self.current
+        let generation = keyring.generation.load(Relaxed);
+        if let Some(current) = &mut self.current
             && *current.token == *token
         {
-            let claims = current.claims.clone();
-            return self.check_age(&claims, now_ms).map(|()| claims);
+            if current.generation != generation {
+                keyring.verify(token)?;
+                current.generation = generation;
+            }
+            let admitted = current.admitted.clone();
+            return self.check_age(&admitted.claims, now_ms).map(|()| admitted);
         }
-        let claims = keyring.verify(token)?;
-        if let Some(current) = &self.current {
-            if current.claims.iss != claims.iss {
+        let admitted = keyring.verify(token)?;
+        if let Some(Current { admitted: before, .. }) = &self.current {
+            if before.claims.iss != admitted.claims.iss {
                 return Err(Reason::InvalidProviderToken);
             }
-            if current.claims.kid != claims.kid {
+            if before.claims.kid != admitted.claims.kid {
                 return Err(Reason::UnrelatedKeyIdInToken);
             }
         }
-        self.check_age(&claims, now_ms)?;
+        self.check_age(&admitted.claims, now_ms)?;
         if let Some(current) = &self.current
             && now_ms.saturating_sub(current.first_used_ms) < UPDATE_INTERVAL_MS
         {
             self.wedged = Some(Reason::TooManyProviderTokenUpdates);
             return Err(Reason::TooManyProviderTokenUpdates);
         }
-        self.current = Some(Current { token: token.into(), claims: claims.clone(), first_used_ms: now_ms });
-        Ok(claims)
+        let first_used_ms = now_ms;
+        self.current =
+            Some(Current { token: token.into(), admitted: admitted.clone(), first_used_ms, generation });
+        Ok(admitted)
     }
 
     fn check_age(&mut self, claims: &Claims, now_ms: u64) -> Result<(), Reason> {
@@ -209,7 +283,9 @@ fn parse(token: &[u8]) -> Option<Parsed<'_>> {
     if header.alg != "ES256" || !is_apple_id(&header.kid) || !is_apple_id(&payload.iss) {
         return None;
     }
-    let claims = Claims { kid: header.kid, iss: payload.iss, iat: payload.iat };
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token);
+    let digest = digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let claims = Claims { kid: header.kid, iss: payload.iss, iat: payload.iat, digest };
     Some(Parsed { claims, signed, signature: decode_base64url(signature)? })
 }
 
@@ -243,193 +319,4 @@ fn decode_base64url(text: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use aws_lc_rs::rand::SystemRandom;
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
-
-    use super::*;
-
-    const NOW_S: u64 = 1_795_000_000;
-    const NOW_MS: u64 = NOW_S * 1000;
-    const MINUTE_MS: u64 = 60_000;
-
-    pub(in super::super) fn encode_base64url(bytes: &[u8]) -> String {
-        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        let mut text = String::new();
-        for chunk in bytes.chunks(3) {
-            let mut word = [0; 4];
-            word[1..=chunk.len()].copy_from_slice(chunk);
-            let word = u32::from_be_bytes(word);
-            for digit in 0..=chunk.len() {
-                text.push(char::from(DIGITS[(word >> (18 - 6 * digit)) as usize & 63]));
-            }
-        }
-        text
-    }
-
-    pub(in super::super) fn sign(key: &EcdsaKeyPair, header: &str, payload: &str) -> String {
-        let signed =
-            format!("{}.{}", encode_base64url(header.as_bytes()), encode_base64url(payload.as_bytes()));
-        let signature = key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
-        format!("{signed}.{}", encode_base64url(signature.as_ref()))
-    }
-
-    struct World {
-        keys: [EcdsaKeyPair; 3],
-        keyring: Keyring,
-    }
-
-    const KEYS: [(&str, &str); 3] =
-        [("TEAM123456", "KEY1234567"), ("TEAM123456", "KEY7654321"), ("TEAM654321", "KEYOTHER12")];
-
-    impl World {
-        fn new() -> Self {
-            let keys = KEYS.map(|_| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
-            let credentials = KEYS
-                .iter()
-                .zip(&keys)
-                .map(|((team_id, key_id), key)| Credential {
-                    team_id: (*team_id).into(),
-                    key_id: (*key_id).into(),
-                    verifying_key: VerifyingKey::from_sec1(key.public_key().as_ref()).unwrap(),
-                    environment: None,
-                })
-                .collect();
-            Self { keys, keyring: Keyring::new(Environment::Production, credentials) }
-        }
-
-        fn token(&self, key: usize, iat: u64) -> String {
-            let (team, kid) = KEYS[key];
-            let header = format!(r#"{{"alg":"ES256","kid":"{kid}"}}"#);
-            format!(
-                "bearer {}",
-                sign(&self.keys[key], &header, &format!(r#"{{"iss":"{team}","iat":{iat}}}"#))
-            )
-        }
-
-        fn admit(&self, session: &mut Session, header: &str, now_ms: u64) -> Result<(), Reason> {
-            session.admit(Some(header.as_bytes()), &self.keyring, now_ms).map(|_| ())
-        }
-    }
-
-    #[test]
-    fn base64url_is_strict() {
-        for bytes in [&b""[..], b"f", b"fo", b"foo", b"\xff\xfe\xfd\xfc"] {
-            assert_eq!(decode_base64url(encode_base64url(bytes).as_bytes()).unwrap(), bytes);
-        }
-        for wrong in ["Zg==", "Zh", "Z", "Zm9v\n", "+/8"] {
-            assert_eq!(decode_base64url(wrong.as_bytes()), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_right_token_is_taken_again_and_again() {
-        let world = World::new();
-        let mut session = Session::default();
-        let token = world.token(0, NOW_S);
-        for minutes in [0, 1, 30, 60] {
-            assert_eq!(world.admit(&mut session, &token, NOW_MS + minutes * MINUTE_MS), Ok(()));
-        }
-        let capital = token.replace("bearer", "Bearer");
-        assert_eq!(world.admit(&mut Session::default(), &capital, NOW_MS), Ok(()));
-    }
-
-    #[test]
-    fn wrong_tokens_are_refused() {
-        let world = World::new();
-        let token = world.token(0, NOW_S);
-        let sign = |header: &str, payload: &str| format!("bearer {}", sign(&world.keys[0], header, payload));
-        let payload = format!(r#"{{"iss":"TEAM123456","iat":{NOW_S}}}"#);
-        let header = r#"{"alg":"ES256","kid":"KEY1234567"}"#;
-        assert_eq!(world.admit(&mut Session::default(), &sign(header, &payload), NOW_MS), Ok(()));
-        for (what, header, reason) in [
-            ("empty", String::new(), Reason::MissingProviderToken),
-            ("scheme alone", "bearer ".into(), Reason::MissingProviderToken),
-            ("other scheme", token.replace("bearer", "basic"), Reason::InvalidProviderToken),
-            ("no scheme", token.replace("bearer ", ""), Reason::InvalidProviderToken),
-            ("rubbish", "bearer rubbish".into(), Reason::InvalidProviderToken),
-            ("cut", token[..token.len() - 4].into(), Reason::InvalidProviderToken),
-            ("longer", format!("{token}.e30"), Reason::InvalidProviderToken),
-            ("huge", format!("bearer {}", "a".repeat(5000)), Reason::InvalidProviderToken),
-            ("HS256", sign(&header.replace("ES256", "HS256"), &payload), Reason::InvalidProviderToken),
-            ("kid of nine", sign(&header.replace("4567", "456"), &payload), Reason::InvalidProviderToken),
-            ("no kid", sign(r#"{"alg":"ES256"}"#, &payload), Reason::InvalidProviderToken),
-            ("other team", sign(header, &payload.replace("123456", "654321")), Reason::InvalidProviderToken),
-            (
-                "key of another",
-                sign(&header.replace("1234567", "7654321"), &payload),
-                Reason::InvalidProviderToken,
-            ),
-            ("text iat", sign(header, r#"{"iss":"TEAM123456","iat":"1"}"#), Reason::InvalidProviderToken),
-            ("an hour old", world.token(0, NOW_S - 3601), Reason::ExpiredProviderToken),
-            ("an hour ahead", world.token(0, NOW_S + 3601), Reason::InvalidProviderToken),
-        ] {
-            assert_eq!(world.admit(&mut Session::default(), &header, NOW_MS), Err(reason), "{what}");
-        }
-        let missing = Session::default().admit(None, &world.keyring, NOW_MS);
-        assert_eq!(missing, Err(Reason::MissingProviderToken));
-    }
-
-    #[test]
-    fn a_connection_keeps_team_and_key() {
-        let world = World::new();
-        let mut session = Session::default();
-        assert_eq!(world.admit(&mut session, &world.token(0, NOW_S), NOW_MS), Ok(()));
-        let hour = NOW_MS + 30 * MINUTE_MS;
-        assert_eq!(
-            world.admit(&mut session, &world.token(1, NOW_S), hour),
-            Err(Reason::UnrelatedKeyIdInToken)
-        );
-        assert_eq!(
-            world.admit(&mut session, &world.token(2, NOW_S), hour),
-            Err(Reason::InvalidProviderToken)
-        );
-        assert_eq!(world.admit(&mut session, &world.token(0, NOW_S + 60), hour), Ok(()), "and lives on");
-    }
-
-    #[test]
-    fn a_token_changed_within_twenty_minutes_wedges_the_connection() {
-        let world = World::new();
-        let mut session = Session::default();
-        let (first, second, third) =
-            (world.token(0, NOW_S), world.token(0, NOW_S + 1), world.token(0, NOW_S + 2));
-        assert_eq!(world.admit(&mut session, &first, NOW_MS), Ok(()));
-        assert_eq!(world.admit(&mut session, &second, NOW_MS + 20 * MINUTE_MS), Ok(()));
-        let soon = NOW_MS + 40 * MINUTE_MS - 1;
-        assert_eq!(world.admit(&mut session, &third, soon), Err(Reason::TooManyProviderTokenUpdates));
-        assert_eq!(world.admit(&mut session, &second, soon), Err(Reason::TooManyProviderTokenUpdates));
-        assert_eq!(world.admit(&mut Session::default(), &third, soon), Ok(()), "another connection is fine");
-    }
-
-    #[test]
-    fn an_expired_token_wedges_the_connection() {
-        let world = World::new();
-        let mut session = Session::default();
-        let later = NOW_MS + 61 * MINUTE_MS;
-        assert_eq!(world.admit(&mut session, &world.token(0, NOW_S), NOW_MS), Ok(()));
-        assert_eq!(
-            world.admit(&mut session, &world.token(0, NOW_S), later),
-            Err(Reason::ExpiredProviderToken)
-        );
-        let fresh = world.token(0, NOW_S + 3660);
-        assert_eq!(world.admit(&mut session, &fresh, later), Err(Reason::ExpiredProviderToken));
-        assert_eq!(world.admit(&mut Session::default(), &fresh, later), Ok(()));
-    }
-
-    #[test]
-    fn a_key_of_the_other_environment_is_named() {
-        let mut world = World::new();
-        world.keyring.credentials[0].environment = Some(Environment::Sandbox);
-        let refused = world.admit(&mut Session::default(), &world.token(0, NOW_S), NOW_MS);
-        assert_eq!(refused, Err(Reason::BadEnvironmentKeyIdInToken));
-    }
-
-    #[test]
-    fn the_memory_of_verified_tokens_is_bounded() {
-        let world = World::new();
-        for number in 0..REMEMBERED_MAX + 10 {
-            let _ = world.keyring.verify(number.to_string().as_bytes());
-        }
-        assert!(world.keyring.verified.lock().len() <= REMEMBERED_MAX);
-    }
-}
+pub(super) mod tests;

@@ -1,7 +1,12 @@
 //! The simulator seen from a client, over an in-memory pipe on a paused clock; and once over real TLS.
 
+mod address;
+mod certificate;
 mod client;
 mod faulty;
+mod goaway;
 mod honest;
+mod key;
 mod limit;
+mod slow;
 mod tls;

@@ -36,12 +36,7 @@ struct Apple {
 impl Apple {
     async fn start() -> Self {
         let [identity, other] = [(); 2].map(|()| Identity::ephemeral().expect("an identity can be made"));
-        let further = Credential {
-            team_id: TEAM.to_owned(),
-            key_id: NEW.to_owned(),
-            verifying_key: other.verifying_key(),
-            environment: None,
-        };
+        let further = Credential::new(TEAM, NEW, other.verifying_key());
         let options = Options { credentials: vec![further], ..Options::new(identity.verifying_key()) };
         let simulator = Simulator::new(options).expect("no file, no failure");
         simulator.devices().set(DEAD, DeviceState::Unregistered { since_ms: 1_790_000_000_000 });
@@ -336,8 +331,19 @@ async fn an_expired_certificate_is_a_mistake_and_keeps_nobody_else_from_ringing(
     let mut pipe = start_pipe(&place, Path::new(file));
     pipe.write(invite(1, "acme", "ab01").as_bytes()).await;
     apple.await_key(OLD, &mut pipe).await;
+    pipe.write(invite(2, "old", "ab02").as_bytes()).await;
     pipe.close_stdin();
     assert_eq!(pipe.ended(GRACE).await.code(), Some(0), "{}", pipe.last_words());
+    let (outcomes, _) = answers(&pipe);
+    let of = |app: &str| outcomes.iter().find(|outcome| outcome["app"] == app).expect("an outcome each");
+    assert_eq!(of("acme")["result"], "accepted");
+    let device = &of("old")["devices"][0];
+    assert_eq!(
+        (&device["result"], &device["action"]),
+        (&json!("rejected"), &json!("fix_config")),
+        "{device}"
+    );
+    assert_eq!(device["reason"], "BadCertificate");
 
     // Renewed, all is right, with a word about the other.
     let renewed = authority.issue("com.old.voice", now() - days, now() + days * 365);

@@ -2,8 +2,8 @@
 //! worker's code; what it knows is the contract. The exceptions: `amqp` holds the worker's ends of the two flows, and `credential`
 //! runs the simulator, which shares nothing with the worker, in its own process.
 //!
-//! Without RabbitMQ or without Python's pika these tests fail and say what to install; they never pass in silence.
-//! `tests/run` installs both.
+//! Without RabbitMQ, Python's pika, curl or h2load these tests fail and say what to install; they never pass in silence.
+//! `tests/run` installs them all.
 
 mod amqp;
 mod amqps;
@@ -19,6 +19,7 @@ mod client;
 mod client_certificate;
 mod contract;
 mod credential;
+mod foreign;
 mod health;
 mod http;
 mod load;

@@ -44,8 +44,7 @@ fn known(credential: &Credential) -> simulator::Credential {
     let Credential::Token(key) = credential else { panic!("a key") };
     let point = key.key.public_key().to_encoded_point(false);
     let verifying_key = VerifyingKey::from_sec1(point.as_bytes()).expect("a point");
-    let (team_id, key_id) = (key.team_id.clone(), key.key_id.clone());
-    simulator::Credential { team_id, key_id, verifying_key, environment: None }
+    simulator::Credential::new(&key.team_id, &key.key_id, verifying_key)
 }
 
 /// Whether a key's connections can be opened; the others' can.
@@ -87,7 +86,7 @@ impl Stage {
         let settings = apns::Settings {
             endpoints: [endpoint(), endpoint()],
             ca_file: None,
-            connections: CONNECTIONS,
+            connections: CONNECTIONS..=CONNECTIONS,
             request_timeout: Duration::from_secs(5),
             credentials: pairs(credentials),
         };

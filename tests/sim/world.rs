@@ -1,27 +1,26 @@
 //! The world of one seed: everything real but the network and the broker.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ringcast::apns::dial::{BoxedIo, Dial, DialError, Dialer, Dialling};
+use ringcast::apns::dial::Dial;
 use ringcast::apns::tls::Dials;
 use ringcast::apns::{self, Apns, Credential, Endpoint, ProviderKey};
 use ringcast::clock::Clock;
 use ringcast::domain::app::{App, Environment, PayloadKeys};
 use ringcast::metrics::Metrics;
 use ringcast::pause::Jitter;
-use ringcast::simulator::{Options, Record, Simulator, VerifyingKey};
+use ringcast::simulator::{self, Options, Record, Simulator, Target, VerifyingKey};
 use ringcast::worker::mailbox::{Posting, Route, outbox};
 use ringcast::worker::{self, Worker};
-use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::broker::{Broker, Happening, Message, Order};
+use crate::network::Pipes;
 use crate::plan::{self, Event, HEALED_AFTER, Plan};
 
 /// 2026-11-21T09:30:00Z.
@@ -36,14 +35,15 @@ const DRAINED_WITHIN: Duration = Duration::from_mins(2);
 /// How long a worker may take to finish what it has begun.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(40);
 
-/// Bytes in flight on one pipe.
-const PIPE_BYTES: usize = 64 * 1024;
-
 /// What happened in one world.
 pub struct History {
     pub messages: Vec<Message>,
+    /// What connections were ordered, and when, in milliseconds since 1970.
+    pub orders: Vec<(u64, Target, simulator::Order)>,
     pub happenings: Vec<Happening>,
     pub records: Vec<Record>,
+    /// Connections that Apple ever saw.
+    pub connections_total: u64,
     /// Whether everything was drained in time after the healing.
     pub drained: bool,
     /// Whether the last worker stopped in time.
@@ -122,6 +122,18 @@ impl Totals {
         }
     }
 
+    pub fn merge(&mut self, other: Self) {
+        self.invites += other.invites;
+        self.requests += other.requests;
+        self.rung += other.rung;
+        self.redelivered += other.redelivered;
+        self.cuts += other.cuts;
+        self.outcomes += other.outcomes;
+        for (result, count) in other.results {
+            *self.results.entry(result).or_default() += count;
+        }
+    }
+
     pub fn assert_that_something_happened(&self) {
         for result in [
             "accepted",
@@ -189,6 +201,8 @@ async fn live(seed: u64, plan: Plan) -> History {
                 world.simulator.faults().add_connect(fault.clone());
             }
             Event::AppleHeals => world.simulator.heal(),
+            Event::Order(target, order) => world.simulator.order_to(*target, order.clone()),
+            Event::HealsAt(target) => world.simulator.heal_at(*target),
             Event::CutBroker => running.cut(),
             Event::Network(up) => world.network.store(*up, Ordering::Relaxed),
             Event::Bound(bound) => world.broker.bind(*bound),
@@ -216,22 +230,32 @@ async fn live(seed: u64, plan: Plan) -> History {
     let drained = drained.await.is_ok();
     let panics = running.metrics.render().contains("ringcast_handler_panics_total 1");
     let stopped = running.stop().await;
+    let ordered = world.plan.events.iter().filter_map(|(at, event)| match event {
+        Event::Order(target, order) => {
+            let at_ms = u64::try_from(STARTED_AT).unwrap_or(0) + u64::try_from(at.as_millis()).unwrap_or(0);
+            Some((at_ms, *target, order.clone()))
+        }
+        _ => None,
+    });
     History {
         messages,
+        orders: ordered.collect(),
         happenings: world.broker.happenings(),
         records: world.simulator.journal().records(),
+        connections_total: world.simulator.connections_total(),
         drained,
         stopped,
         panics,
     }
 }
 
-struct World {
+/// Everything that outlives a worker.
+pub struct World {
     seed: u64,
     plan: Plan,
     clock: Clock,
     broker: Broker,
-    simulator: Simulator,
+    pub simulator: Simulator,
     /// Whether new connections to Apple can be made.
     network: Arc<AtomicBool>,
     key: p256::SecretKey,
@@ -248,6 +272,7 @@ impl World {
             seed,
             max_concurrent_streams: plan.max_streams,
             one_stream_first: plan.one_stream_first,
+            one_stream_after_rejection: plan.one_stream_after_rejection,
             clock: Arc::new(move || u64::try_from(wall.unix_ms()).unwrap_or(0)),
             ..Options::new(verifying_key)
         };
@@ -260,42 +285,44 @@ impl World {
         Self { seed, plan, clock, broker, simulator, network, key }
     }
 
-    /// One worker process, with everything that is its own.
-    fn start_worker(&self, generation: u64) -> Running {
-        let jitter = Jitter::seeded(self.seed.wrapping_mul(31).wrapping_add(generation));
-        let metrics = Metrics::new();
-        let app = Arc::new(App {
-            index: 0,
-            name: "acme".into(),
-            bundle_id: "com.acme.voice".into(),
-            environment: Environment::Production,
-            expiration_max: self.plan.expiration_max,
-            payload: PayloadKeys {
-                call_id: "callUUID".into(),
-                handle: "handle".into(),
-                name: "callerName".into(),
-                has_video: "hasVideo".into(),
-                deadline: "expiresAt".into(),
-                opaque: false,
-            },
-        });
-        let apps = vec![app];
+    /// A world without broker and worker, on a clock that starts now.
+    pub fn alone(plan: Plan) -> (Self, Clock) {
+        let clock = Clock::simulated(STARTED_AT);
+        (Self::new(0, plan, clock.clone()), clock)
+    }
+
+    /// The connections of a worker that never loses its power.
+    pub fn apns(&self, worker: u64) -> Apns {
+        let jitter = Jitter::seeded(self.seed.wrapping_mul(31).wrapping_add(worker));
+        self.build_apns(&Arc::new(AtomicBool::new(true)), &Metrics::new(), &jitter)
+    }
+
+    fn build_apns(&self, power: &Arc<AtomicBool>, metrics: &Arc<Metrics>, jitter: &Jitter) -> Apns {
+        let apps = vec![acme(self.plan.expiration_max)];
         let (team_id, key_id) = ("TEAM123456".into(), "KEY1234567".into());
         let credential = Credential::Token(ProviderKey { team_id, key_id, key: self.key.clone() });
         let endpoint = || Endpoint { host: "apns.test".into(), port: 443 };
         let settings = apns::Settings {
             endpoints: [endpoint(), endpoint()],
             ca_file: None,
-            connections: self.plan.connections,
+            connections: self.plan.connections..=self.plan.connections_max,
             request_timeout: REQUEST_TIMEOUT,
             credentials: vec![[credential.clone(), credential]],
         };
-        let power = Arc::new(AtomicBool::new(true));
-        let dial = self.dial(&power);
+        let dial = self.dial(power);
         let dials: Dials = Arc::new(move |_, _| Ok(Arc::clone(&dial)));
-        let apns =
-            Apns::new(&settings, &apps, &dials, &self.clock, &metrics, &jitter).expect("sound settings");
+        let apns = Apns::new(&settings, &apps, &dials, &self.clock, metrics, jitter).expect("sound settings");
         apns.start(&apps);
+        apns
+    }
+
+    /// One worker process, with everything that is its own.
+    fn start_worker(&self, generation: u64) -> Running {
+        let jitter = Jitter::seeded(self.seed.wrapping_mul(31).wrapping_add(generation));
+        let metrics = Metrics::new();
+        let apps = vec![acme(self.plan.expiration_max)];
+        let power = Arc::new(AtomicBool::new(true));
+        let apns = self.build_apns(&power, &metrics, &jitter);
         let settings = worker::Settings {
             name: format!("worker-{generation}"),
             devices_max: 100,
@@ -333,41 +360,28 @@ impl World {
             simulator: self.simulator.clone(),
             power: Arc::clone(power),
             network: Arc::clone(&self.network),
+            addresses: self.plan.addresses,
         })
     }
 }
 
-/// The network between one worker process and Apple.
-struct Pipes {
-    simulator: Simulator,
-    power: Arc<AtomicBool>,
-    network: Arc<AtomicBool>,
-}
-
-impl Pipes {
-    fn reach(&self) -> Result<(), DialError> {
-        if self.power.load(Ordering::Relaxed) && self.network.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        Err(DialError::Network("nobody is reached".into()))
-    }
-}
-
-impl Dialer for Pipes {
-    fn resolve(&self) -> Dialling<Vec<SocketAddr>> {
-        let found = self.reach().map(|()| vec![SocketAddr::from(([192, 0, 2, 1], 443))]);
-        Box::pin(std::future::ready(found))
-    }
-
-    fn connect(&self, _address: SocketAddr) -> Dialling<BoxedIo> {
-        let reached = self.reach().map(|()| {
-            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-            let simulator = self.simulator.clone();
-            tokio::spawn(async move { simulator.serve(theirs).await });
-            Box::new(Plug { pipe: ours, power: Arc::clone(&self.power) }) as BoxedIo
-        });
-        Box::pin(std::future::ready(reached))
-    }
+/// The one app of every world.
+pub fn acme(expiration_max: Duration) -> Arc<App> {
+    Arc::new(App {
+        index: 0,
+        name: "acme".into(),
+        bundle_id: "com.acme.voice".into(),
+        environment: Environment::Production,
+        expiration_max,
+        payload: PayloadKeys {
+            call_id: "callUUID".into(),
+            handle: "handle".into(),
+            name: "callerName".into(),
+            has_video: "hasVideo".into(),
+            deadline: "expiresAt".into(),
+            opaque: false,
+        },
+    })
 }
 
 /// Connects to the broker again and again, as the supervisor does, until it is told to end for good.
@@ -442,57 +456,5 @@ impl Running {
         let _ = self.broker.await;
         self.apns.close().await;
         true
-    }
-}
-
-/// A pipe with a plug to pull.
-struct Plug {
-    pipe: DuplexStream,
-    power: Arc<AtomicBool>,
-}
-
-impl Plug {
-    fn check(&self) -> std::io::Result<()> {
-        if self.power.load(Ordering::Relaxed) {
-            Ok(())
-        } else {
-            Err(std::io::ErrorKind::ConnectionReset.into())
-        }
-    }
-}
-
-impl tokio::io::AsyncRead for Plug {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        self.check()?;
-        std::pin::Pin::new(&mut self.pipe).poll_read(cx, buffer)
-    }
-}
-
-impl tokio::io::AsyncWrite for Plug {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        self.check()?;
-        std::pin::Pin::new(&mut self.pipe).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.pipe).poll_flush(cx)
-    }
-
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.pipe).poll_shutdown(cx)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri};
 use super::super::Environment;
 use super::super::faults::{Action, Answer, GoAway, Strike};
 use super::super::journal::{Body, Record};
-use super::super::provider_token::{Claims, fingerprint};
+use super::super::provider_token::{Admitted, Claims, fingerprint};
 use super::super::rules::{self, Reason, Refusal};
-use super::Connection;
+use super::state::{Connection, Held};
 
 /// A body is read to its end, but no more than this is kept of it: enough to see that it is too large.
 const BODY_KEPT_BYTES: usize = 16 * 1024;
@@ -30,7 +31,7 @@ pub(super) async fn run(
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, mut stream) = request.into_parts();
-    let Some(body) = read_body(&mut stream).await else {
+    let Some(body) = read_body(connection, &mut stream).await else {
         return; // the client gave it up
     };
     let stream = respond.stream_id().as_u32();
@@ -45,12 +46,9 @@ pub(super) async fn run(
     }
     let judged = judge(connection, &head, &body);
     let token = rules::path_token(head.uri.path()).and_then(rules::read_token).unwrap_or_default();
-    let Strike { latency, action } = shared.faults.strike(&token, connection.number, &shared.chance);
-    if !action.as_ref().is_some_and(promises_unprocessed) {
-        connection.note_processed(stream);
-    }
+    let Strike { latency, action } = shared.faults.strike(&token, connection.spot, &shared.chance);
     let accepted = judged.verdict.is_ok();
-    let authorized = judged.claims.is_some();
+    let authorized = judged.authorized;
     let bad_device_token =
         action.is_none() && judged.verdict.is_err_and(|refusal| refusal.reason == Reason::BadDeviceToken);
     let apns_id = judged.apns_id;
@@ -65,20 +63,44 @@ pub(super) async fn run(
         Some(Action::Close { .. }) => (None, Some("close")),
     };
     let processed = accepted && action.as_ref().is_none_or(lets_ring);
-    shared.journal.note(processed, |sequence| {
+    let sequence = shared.journal.note(processed, |sequence| {
         let notes = Notes {
             at_ms: judged.at_ms,
-            claims: judged.claims,
+            claims: judged.claims.clone(),
             apns_id: Some(&apns_id),
             status: reply.as_ref().map(|reply| reply.status.as_u16()),
             reason: reply.as_ref().and_then(|reply| reply.reason.clone()),
             fault,
+            delay_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
             processed,
         };
         record(connection, sequence, stream, &head.uri, &head.headers, &body, notes)
     });
-    if !latency.is_zero() && wait(latency, &mut respond).await.is_err() {
-        return;
+    let counts = !action.as_ref().is_some_and(promises_unprocessed);
+    if latency.is_zero() {
+        if counts {
+            connection.judged(stream, None);
+        }
+    } else {
+        let otherwise = shared.journal.is_kept().then(|| {
+            let notes = Notes {
+                claims: judged.claims,
+                apns_id: Some(&apns_id),
+                ..Notes::of_fault(judged.at_ms, "goaway")
+            };
+            record(connection, sequence, stream, &head.uri, &head.headers, &body, notes)
+        });
+        if counts {
+            connection.judged(stream, Some(Held { processed, otherwise }));
+        }
+        let waited = wait(connection, latency, &mut respond).await;
+        if !connection.settle(stream) {
+            respond.send_reset(Code::REFUSED_STREAM); // a GOAWAY has left it out
+            return;
+        }
+        if waited.is_err() {
+            return;
+        }
     }
     act(connection, action.as_ref(), &mut respond);
     match reply {
@@ -128,22 +150,31 @@ fn lets_ring(action: &Action) -> bool {
     }
 }
 
-/// Waits, or fails when the client gives the stream up before.
-async fn wait(latency: Duration, respond: &mut SendResponse<Bytes>) -> Result<(), ()> {
-    tokio::select! {
-        biased;
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => Err(()),
-        () = tokio::time::sleep(latency) => Ok(()),
+/// Waits, or until a GOAWAY leaves the stream out. Fails when the client gives it up before.
+async fn wait(
+    connection: &Connection<'_>,
+    latency: Duration,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(), ()> {
+    let stream = respond.stream_id().as_u32();
+    let mut over = pin!(tokio::time::sleep(latency));
+    loop {
+        tokio::select! {
+            biased;
+            () = connection.recalled.notified() => if connection.is_unprocessed(stream) { return Ok(()) },
+            _ = poll_fn(|cx| respond.poll_reset(cx)) => return Err(()),
+            () = &mut over => return Ok(()),
+        }
     }
 }
 
 /// The whole body, up to [`BODY_KEPT_BYTES`]; `None` when the stream broke.
-async fn read_body(stream: &mut RecvStream) -> Option<Bytes> {
+async fn read_body(connection: &Connection<'_>, stream: &mut RecvStream) -> Option<Bytes> {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     while let Some(chunk) = stream.data().await {
         let chunk = chunk.ok()?;
-        let _ = stream.flow_control().release_capacity(chunk.len()); // fails only on a broken stream
+        connection.windows.used(stream.flow_control(), chunk.len(), &connection.shared.chance);
         if first.is_empty() {
             first = chunk;
         } else if rest.is_empty() {
@@ -159,6 +190,8 @@ async fn read_body(stream: &mut RecvStream) -> Option<Bytes> {
 
 struct Judged {
     at_ms: u64,
+    /// Certificate or provider token are good.
+    authorized: bool,
     verdict: Result<(), Refusal>,
     claims: Option<Arc<Claims>>,
     apns_id: HeaderValue,
@@ -174,10 +207,17 @@ fn judge(connection: &Connection<'_>, head: &Parts, body: &Bytes) -> Judged {
         headers: &head.headers,
         body,
     };
-    let policy = rules::Policy { bundle_id: shared.options.bundle_id.as_deref() };
-    let mut claims = None;
+    let topics = connection.certificate.as_ref().map(|certificate| &*certificate.topics);
+    let policy = rules::Policy { bundle_id: shared.options.bundle_id.as_deref(), topics };
+    let (mut authorized, mut admitted): (_, Option<Admitted>) = (false, None);
     let verdict = rules::judge(&request, &policy, |authorization| {
-        claims = Some(connection.session.lock().admit(authorization, &shared.keyring, at_ms)?);
+        match &connection.certificate {
+            Some(certificate) => certificate.check(at_ms)?,
+            None => {
+                admitted = Some(connection.session.lock().admit(authorization, &shared.keyring, at_ms)?);
+            }
+        }
+        authorized = true;
         Ok(())
     });
     let apns_id = match head.headers.get(&rules::APNS_ID) {
@@ -185,10 +225,13 @@ fn judge(connection: &Connection<'_>, head: &Parts, body: &Bytes) -> Judged {
         _ => new_id(connection),
     };
     let verdict = match verdict {
+        Ok(push) if !admitted.as_ref().is_none_or(|admitted| admitted.may_push_to(push.bundle_id)) => {
+            Err(Reason::TopicDisallowed.into())
+        }
         Ok(push) => shared.devices.judge(&push.token, push.topic),
         Err(reason) => Err(reason.into()),
     };
-    Judged { at_ms, verdict, claims, apns_id }
+    Judged { at_ms, authorized, verdict, claims: admitted.map(|admitted| admitted.claims), apns_id }
 }
 
 fn new_id(connection: &Connection<'_>) -> HeaderValue {
@@ -265,6 +308,7 @@ pub(super) struct Notes<'a> {
     status: Option<u16>,
     reason: Option<Cow<'static, str>>,
     fault: Option<&'static str>,
+    delay_ms: u64,
     processed: bool,
 }
 
@@ -277,6 +321,7 @@ impl Notes<'_> {
             status: None,
             reason: None,
             fault: Some(fault),
+            delay_ms: 0,
             processed: false,
         }
     }
@@ -301,7 +346,8 @@ pub(super) fn record(
     Record {
         at_ms: notes.at_ms,
         sequence,
-        connection: connection.number,
+        connection: connection.spot.connection,
+        address: connection.spot.address.map(|address| address.socket),
         stream,
         path: uri.path().to_owned(),
         token: rules::path_token(uri.path()).unwrap_or_default().to_ascii_lowercase(),
@@ -311,10 +357,12 @@ pub(super) fn record(
         priority: text(&rules::APNS_PRIORITY),
         push_type: text(&rules::APNS_PUSH_TYPE),
         authorization,
+        certificate: connection.certificate.as_ref().map(|certificate| certificate.bundle_id.clone()),
         body: Body(Bytes::copy_from_slice(body)), // not a slice of a read buffer that it would keep alive
         status: notes.status,
         reason: notes.reason,
         fault: notes.fault,
+        delay_ms: notes.delay_ms,
         processed: notes.processed,
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::simulator::provider_token::tests::sign;
-use crate::simulator::{Options, Simulator, VerifyingKey};
+use crate::simulator::{Options, Peer, Simulator, VerifyingKey};
 
 pub(super) const START_S: u64 = 1_795_000_000;
 pub(super) const TOKEN: &str = "00aa11bb22cc33dd";
@@ -41,17 +41,31 @@ impl World {
     }
 
     pub(super) fn provider_token(&self, iat: u64) -> String {
-        sign(
-            &self.key,
-            r#"{"alg":"ES256","kid":"KEY1234567"}"#,
-            &format!(r#"{{"iss":"TEAM123456","iat":{iat}}}"#),
-        )
+        self.sign("TEAM123456", "KEY1234567", iat)
+    }
+
+    /// The header of another team or key id, all signed with the one key there is.
+    pub(super) fn authorization(&self, team_id: &str, key_id: &str, iat: u64) -> String {
+        format!("bearer {}", self.sign(team_id, key_id, iat))
+    }
+
+    pub(super) fn verifying_key(&self) -> VerifyingKey {
+        VerifyingKey::from_sec1(self.key.public_key().as_ref()).unwrap()
+    }
+
+    fn sign(&self, team_id: &str, key_id: &str, iat: u64) -> String {
+        let header = format!(r#"{{"alg":"ES256","kid":"{key_id}"}}"#);
+        sign(&self.key, &header, &format!(r#"{{"iss":"{team_id}","iat":{iat}}}"#))
     }
 
     pub(super) async fn connect(&self) -> Client {
+        self.connect_as(Peer::default()).await
+    }
+
+    pub(super) async fn connect_as(&self, peer: Peer) -> Client {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let simulator = self.simulator.clone();
-        let served = tokio::spawn(async move { simulator.serve(far).await });
+        let served = tokio::spawn(async move { simulator.serve_peer(far, peer).await });
         let mut client = Client::handshake(near, self.provider_token(START_S)).await.unwrap();
         client.served = Some(served);
         client
