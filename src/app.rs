@@ -1,5 +1,7 @@
 //! Builds the parts, starts them in order and stops them in order. The only file that sees every room.
 
+mod reload;
+
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -12,10 +14,10 @@ use tokio::time::timeout;
 use crate::admin::{self, Health, Readiness};
 use crate::amqp::supervisor::{self, Phase, Supervisor};
 use crate::amqp::{State, Status};
-use crate::apns::{self, Apns, dial};
+use crate::apns::{self, Apns, tls};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::domain::app::{App, Environment};
+use crate::domain::app::App;
 use crate::metrics::Metrics;
 use crate::pause::{Jitter, Pause};
 use crate::worker::mailbox::{self, Outbox};
@@ -51,7 +53,7 @@ pub enum StartError {
     Admin(io::Error),
     /// TLS to APNs cannot be set up.
     #[error(transparent)]
-    Roots(#[from] dial::RootError),
+    Roots(#[from] tls::RootError),
     /// The pools cannot be set up.
     #[error(transparent)]
     Apns(#[from] apns::SetupError),
@@ -97,6 +99,7 @@ pub struct Core {
     pub worker: Arc<Worker<Apns>>,
     /// The connections that it pushes on.
     pub apns: Apns,
+    reloading: reload::Task,
 }
 
 impl Core {
@@ -108,18 +111,17 @@ impl Core {
         jitter: &Jitter,
     ) -> Result<Self, StartError> {
         let clock = Clock::system();
-        let tls = dial::tls_config(config.apns.ca_file.as_deref())?;
-        let dials = Environment::ALL
-            .map(|environment| dial::tls_dial(config.apns.endpoint(environment).clone(), Arc::clone(&tls)));
+        reload::tell_concerns(&config.certificates);
+        let trust = tls::Trust::load(config.apns.ca_file.as_deref())?;
+        let dials = tls::dials(&config.apns, &trust)?;
         let apns = Apns::new(&config.apns, &config.apps, &dials, &clock, metrics, jitter)?;
         apns.start(&config.apps);
-        let key_ids =
-            config.apns.credentials.iter().map(|pair| pair.each_ref().map(|one| Some(one.key_id.clone())));
+        let reloading = reload::start(config, &trust, &apns, metrics);
         let worker = Worker::new(
             apns.clone(),
             config.worker.clone(),
             config.apps.clone(),
-            key_ids.collect(),
+            apns.key_ids(),
             config.amqp.live,
             usize::from(config.amqp.prefetch),
             outbox,
@@ -127,7 +129,13 @@ impl Core {
             Arc::clone(metrics),
             jitter.clone(),
         );
-        Ok(Self { worker: Arc::new(worker), apns })
+        Ok(Self { worker: Arc::new(worker), apns, reloading })
+    }
+
+    /// Takes over no more credentials, and closes every connection to APNs after its open streams.
+    pub async fn close(&self) {
+        self.reloading.stop();
+        self.apns.close().await;
     }
 }
 
@@ -164,7 +172,7 @@ pub async fn serve(
     tokio::select! {
         biased;
         () = &mut told => {
-            core.apns.close().await;
+            core.close().await;
             admin.stop();
             tell_ending(Ending::Done);
             return Ok(Ending::Done);
@@ -230,7 +238,7 @@ pub async fn serve(
         phase.send_replace(Phase::Closing);
         // Its failure is a panic, which the log has; there is nothing left to close then.
         let _ = broker.await;
-        core.apns.close().await;
+        core.close().await;
     };
     let ending = tokio::select! {
         biased;
@@ -279,7 +287,7 @@ fn watch_apns(apns: &Apns, apps: &[Arc<App>], metrics: &Arc<Metrics>, health: &H
         let states = pools.states();
         let dead = states.iter().filter(|pool| pool.is_started && !pool.is_usable).map(|pool| {
             let why = pool.trouble.as_deref().map_or_else(String::new, |trouble| format!(": {trouble}"));
-            format!("no usable connection to {} with key {}{why}", pool.environment.as_str(), pool.key_id)
+            format!("no usable connection to {} with {}{why}", pool.environment.as_str(), pool.credential)
         });
         if states.iter().any(|pool| pool.is_usable) {
             dead.fold(Readiness::ready(), Readiness::with_note)

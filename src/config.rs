@@ -6,8 +6,10 @@
 
 mod app;
 mod broker;
+mod certificate;
 mod credential;
 mod endpoint;
+mod input;
 mod mistake;
 mod pem;
 mod reader;
@@ -24,10 +26,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use broker::describe_uri;
+pub use certificate::{AppCertificate, Concern, date};
 pub use mistake::Mistakes;
 
 use crate::domain::app::App;
 use crate::{admin, amqp, apns, worker};
+use input::Input;
 use reader::Reader;
 use source::Layer;
 
@@ -51,6 +55,11 @@ pub struct Config {
     pub log: Log,
     /// `worker.shutdown_grace`: how long finishing may take.
     pub shutdown_grace: Duration,
+    /// `apns.reload_interval`: how often the files of credentials are looked at; zero: never.
+    pub reload_interval: Duration,
+    /// The client certificates among the apps' credentials.
+    pub certificates: Vec<AppCertificate>,
+    input: Input,
 }
 
 /// `[log]`.
@@ -87,8 +96,11 @@ where
 {
     let variables: Vec<(OsString, OsString)> =
         environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-    let file = file.map_or_else(|| Ok(Layer::default()), Layer::file);
-    read_layers(file, &variables)
+    let layer = file.map_or_else(|| Ok(Layer::default()), Layer::file);
+    let mut config = read_layers(layer, &variables)?;
+    config.input.file = file.map(Path::to_path_buf);
+    config.input.variables = variables;
+    Ok(config)
 }
 
 fn read_layers(
@@ -119,7 +131,9 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
     let admin = read_admin(reader);
     let log = read_log(reader);
     let apps = app::read(reader);
-    let credentials = credential::read(reader, &apps);
+    let credentials = credential::read(reader, &apps)?;
+    let files = endpoints.ca_file.iter().chain(&credentials.files).cloned().collect();
+    let input = Input { files, written: reader.written(), ..Input::default() };
     Some(Config {
         amqp,
         apns: apns::Settings {
@@ -127,13 +141,16 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
             ca_file: endpoints.ca_file,
             connections: endpoints.connections,
             request_timeout: endpoints.request_timeout,
-            credentials: credentials?,
+            credentials: credentials.by_app,
         },
         worker,
         apps: apps.into_iter().map(Arc::new).collect(),
         admin,
         log,
         shutdown_grace,
+        reload_interval: endpoints.reload_interval,
+        certificates: credentials.certificates,
+        input,
     })
 }
 
@@ -201,9 +218,13 @@ fn read_log(reader: &mut Reader) -> Log {
     // Without `=`, a word is a level; the library would take any other for the name of a module, and log nothing else.
     let is_level =
         |part: &str| part.contains('=') || LOG_LEVELS.contains(&part.trim().to_ascii_lowercase().as_str());
-    let level = log.text("level", |text| match tracing_subscriber::EnvFilter::try_new(text) {
-        Ok(_) if text.split(',').all(is_level) => Ok(text.to_owned()),
-        _ => Err("is not a log filter; give a level (off, error, warn, info, debug, trace) and exceptions, as in \"info,h2=warn\"".to_owned()),
+    // The library panics at some letters beyond ASCII, and no module's name has one.
+    let is_filter = |text: &str| text.is_ascii() && tracing_subscriber::EnvFilter::try_new(text).is_ok();
+    let level = log.text("level", |text| {
+        if is_filter(text) && text.split(',').all(is_level) {
+            return Ok(text.to_owned());
+        }
+        Err("is not a log filter; give a level (off, error, warn, info, debug, trace) and exceptions, as in \"info,h2=warn\"".to_owned())
     });
     Log { format, level }
 }

@@ -3,20 +3,18 @@
 //! The rooms call verbs on [`Metrics`]; names and labels stand here and nowhere else. Labels come from closed sets: the
 //! `app` label holds configured names only, `reason` only words known to Apple's pages, else `other`.
 
+mod declaration;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder,
 };
 
-/// From 1 ms to 60 s: the slow end is a call's life, the fast end the time in the worker.
-const SECONDS_BUCKETS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
-    30.0, 60.0,
-];
+use declaration::{Declarations, declare_build_info, register};
 
 /// All families of one process.
 pub struct Metrics {
@@ -39,6 +37,8 @@ pub struct Metrics {
     apns_circuit_open: IntGaugeVec,
     apns_suspect_tokens: IntGaugeVec,
     provider_token_age: GaugeVec,
+    credential_expiry: IntGaugeVec,
+    credential_reloads: IntCounterVec,
     token_events: IntCounterVec,
     amqp_connected: IntGaugeVec,
     amqp_blocked: IntGauge,
@@ -147,6 +147,16 @@ impl Metrics {
                 "Seconds since the `iat` of the provider token in use, by app.",
                 &["app"],
             ),
+            credential_expiry: declare.gauges(
+                "ringcast_credential_expiry_timestamp_seconds",
+                "When the client certificate of an app expires, the earlier one of two; only apps with a certificate.",
+                &["app"],
+            ),
+            credential_reloads: declare.counters(
+                "ringcast_credential_reloads_total",
+                "Changes of keys, certificates, trust roots or the configuration file that were noticed: `taken` over, or `refused` for a mistake.",
+                &["result"],
+            ),
             token_events: declare.counters(
                 "ringcast_token_events_total",
                 "Token events published, by app, confidence (`dead`, `suspect`) and queue (`invalid`, `quarantine`).",
@@ -198,10 +208,11 @@ impl Metrics {
 
     /// Makes the series whose labels are known in advance, so that the first event is an increase and not a birth.
     fn start_at_zero(&self) {
-        let closed: [(&IntCounterVec, &[&str]); 4] = [
+        let closed: [(&IntCounterVec, &[&str]); 5] = [
             (&self.expired, &["broker", "queue", "slot", "retry"]),
             (&self.attempts, &["first", "unprocessed", "transient", "ambiguous"]),
             (&self.apns_goaways, &["none", "other"]),
+            (&self.credential_reloads, &["taken", "refused"]),
             (&self.amqp_publishes, &["confirmed", "returned", "nacked", "lost"]),
         ];
         for (family, labels) in closed {
@@ -312,9 +323,27 @@ impl Metrics {
         self.apns_dials.with_label_values(&[environment, result]).inc();
     }
 
-    /// The age of an app's provider token.
-    pub fn provider_token_age(&self, app: &str, age_seconds: f64) {
-        self.provider_token_age.with_label_values(&[app]).set(age_seconds);
+    /// The age of an app's provider token; `None`: it has none.
+    pub fn provider_token_age(&self, app: &str, age_seconds: Option<f64>) {
+        match age_seconds {
+            Some(age) => self.provider_token_age.with_label_values(&[app]).set(age),
+            // An error says that there was none before, either.
+            None => _ = self.provider_token_age.remove_label_values(&[app]),
+        }
+    }
+
+    /// When an app's certificate expires, Unix seconds; `None`: it has none.
+    pub fn credential_expiry(&self, app: &str, unix_seconds: Option<i64>) {
+        match unix_seconds {
+            Some(seconds) => self.credential_expiry.with_label_values(&[app]).set(seconds),
+            // An error says that there was none before, either.
+            None => _ = self.credential_expiry.remove_label_values(&[app]),
+        }
+    }
+
+    /// A change of credentials or trust roots was noticed: `taken`, `refused`.
+    pub fn credential_reload(&self, result: &str) {
+        self.credential_reloads.with_label_values(&[result]).inc();
     }
 
     /// A token event was confirmed; `to`: `invalid` or `quarantine`.
@@ -377,66 +406,6 @@ fn status_label(status: u16) -> &'static str {
         500 => "500",
         503 => "503",
         _ => "other",
-    }
-}
-
-fn declare_build_info(registry: &Registry) {
-    let options = Opts::new("ringcast_build_info", "Always 1; the version is in the label.")
-        .const_label("version", env!("CARGO_PKG_VERSION"));
-    let gauge = IntGauge::with_opts(options).expect(VALID);
-    gauge.set(1);
-    register(registry, gauge);
-}
-
-/// Why declaring cannot fail: names and labels are the literals above, each used once, as the tests show.
-const VALID: &str = "a literal, valid and unique metric name";
-
-fn register(registry: &Registry, family: impl prometheus::core::Collector + 'static) {
-    registry.register(Box::new(family)).expect(VALID);
-}
-
-struct Declarations {
-    registry: Registry,
-}
-
-impl Declarations {
-    fn add<F: prometheus::core::Collector + Clone + 'static>(&self, family: prometheus::Result<F>) -> F {
-        let family = family.expect(VALID);
-        register(&self.registry, family.clone());
-        family
-    }
-
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.add(IntCounter::new(name, help))
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels))
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.add(IntGauge::new(name, help))
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
-        self.add(Gauge::new(name, help))
-    }
-
-    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-        self.add(GaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn histogram(&self, name: &str, help: &str) -> Histogram {
-        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec())))
-    }
-
-    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-        let options = HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec());
-        self.add(HistogramVec::new(options, labels))
     }
 }
 

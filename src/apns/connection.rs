@@ -156,14 +156,14 @@ pub(super) async fn drive(mut driver: Driver, connection: Weak<Connection>, obse
 }
 
 impl Connection {
-    /// The `authorization` header of the next request.
-    pub(super) fn authorization(&self, mint: &TokenMint) -> Result<HeaderValue, PinError> {
-        self.token.lock().header(mint)
+    /// The `authorization` header of the next request; none without a mint.
+    pub(super) fn authorization(&self, mint: Option<&TokenMint>) -> Result<Option<HeaderValue>, PinError> {
+        mint.map(|mint| self.token.lock().header(mint)).transpose()
     }
 
     /// Whether it must be replaced, because its provider token gets too old before it may be changed.
-    pub(super) fn is_worn(&self, mint: &TokenMint) -> bool {
-        self.token.lock().is_worn(mint)
+    pub(super) fn is_worn(&self, mint: Option<&TokenMint>) -> bool {
+        mint.is_some_and(|mint| self.token.lock().is_worn(mint))
     }
 
     /// Whether it may open more than one stream.

@@ -5,19 +5,18 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::Endpoint;
+use super::tls::Tls;
 
 /// A stream of bytes, whatever is below.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -81,60 +80,14 @@ pub enum DialError {
     Network(String),
 }
 
-/// Why there can be no TLS at all.
-#[derive(Debug, thiserror::Error)]
-pub enum RootError {
-    /// A file with roots cannot be used.
-    #[error("apns.ca_file {path}: {cause}")]
-    File {
-        /// The path as configured.
-        path: String,
-        /// What is wrong with it.
-        cause: String,
-    },
-    /// Neither the system nor the settings have a root.
-    #[error("no trust root: the system has none ({0}) and apns.ca_file is not set")]
-    None(String),
-    /// The TLS library refused its own defaults.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(#[from] rustls::Error),
-}
-
-/// What every connection to APNs trusts and speaks: the system's roots and those of `ca_file`, TLS 1.2 or newer, ALPN `h2`.
-/// Sessions are resumed across connections.
-pub fn tls_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, RootError> {
-    let mut roots = RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(native.certs);
-    if let Some(path) = ca_file {
-        let failed = |cause: String| RootError::File { path: path.display().to_string(), cause };
-        let certificates = CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))?;
-        for certificate in certificates {
-            let certificate = certificate.map_err(|error| failed(error.to_string()))?;
-            roots.add(certificate).map_err(|error| failed(error.to_string()))?;
-        }
-    }
-    if roots.is_empty() {
-        let errors: Vec<_> = native.errors.iter().map(ToString::to_string).collect();
-        return Err(RootError::None(errors.join("; ")));
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
-}
-
 /// The way to an endpoint over TLS.
-pub fn tls_dial(endpoint: Endpoint, config: Arc<ClientConfig>) -> Dial {
-    Arc::new(TlsDialer { endpoint, config })
+pub fn tls_dial(endpoint: Endpoint, tls: Arc<Tls>) -> Dial {
+    Arc::new(TlsDialer { endpoint, tls })
 }
 
 struct TlsDialer {
     endpoint: Endpoint,
-    config: Arc<ClientConfig>,
+    tls: Arc<Tls>,
 }
 
 impl Dialer for TlsDialer {
@@ -150,7 +103,7 @@ impl Dialer for TlsDialer {
     }
 
     fn connect(&self, address: SocketAddr) -> Dialling<BoxedIo> {
-        let (host, config) = (self.endpoint.host.clone(), Arc::clone(&self.config));
+        let (host, config) = (self.endpoint.host.clone(), self.tls.current());
         Box::pin(async move {
             let stream =
                 TcpStream::connect(address).await.map_err(|cause| DialError::Connect { address, cause })?;

@@ -20,14 +20,12 @@ use crate::worker::gateway::{Gateway, Push};
 
 impl Gateway for Apns {
     async fn push(&self, push: &Push) -> Result<Response, PushError> {
-        let home = self.pool(push.app.index, push.environment);
-        let pool = home.lane_of(&push.token);
-        pool.start();
         let asked = Instant::now();
-        let slot = pool.acquire(push.deadline, push.trail.last()).await.map_err(|none| match none {
+        let (home, slot) = self.acquire(push).await.map_err(|none| match none {
             NoSlot::Late(why) => PushError::NotSent(why),
             NoSlot::Refused(why) => PushError::CredentialRefused(why),
         })?;
+        let pool = Arc::clone(slot.pool());
         let written = Instant::now();
         pool.parts.metrics.stage("slot", written - asked);
         if written >= push.deadline {
@@ -56,7 +54,7 @@ struct Request {
 /// complete.
 fn write(pool: &Pool, slot: &Slot, push: &Push) -> Result<Request, PushError> {
     let connection = &slot.connection;
-    let authorization = connection.authorization(&pool.parts.mint).map_err(|error| {
+    let authorization = connection.authorization(pool.parts.mint.as_deref()).map_err(|error| {
         if matches!(error, PinError::Worn) {
             pool.retire(connection, End::Replaced, "its provider token");
         }

@@ -131,7 +131,7 @@ pub(super) async fn keep(pool: Arc<Pool>) {
     keeper.openings.shutdown().await;
     let lanes: Vec<_> = pool.state.lock().lanes.iter().map(|lane| Arc::clone(&lane.connection)).collect();
     for connection in lanes {
-        pool.retire(&connection, End::Stopped, "the worker stops");
+        pool.retire(&connection, End::Stopped, "its pool closes");
     }
     // Elapsed: what is still open is cut off with the drivers.
     let _ = timeout(CLOSE_WAIT, async { while keeper.drivers.join_next().await.is_some() {} }).await;
@@ -321,7 +321,7 @@ fn mark_due(pool: &Pool, state: &mut State, now: Instant) -> Instant {
             Some("its age")
         } else if lane.requests_left == 0 {
             Some("its number of requests")
-        } else if lane.connection.is_worn(&pool.parts.mint) {
+        } else if lane.connection.is_worn(pool.parts.mint.as_deref()) {
             Some("its provider token")
         } else if lane.connection.failures() >= FAILURES {
             Some("Apple's failures stick to it")
@@ -362,7 +362,7 @@ async fn open(pool: Arc<Pool>) -> Result<Opened, OpenError> {
 async fn open_on(pool: &Arc<Pool>, dialled: &mut Dialled<'_>) -> Result<Opened, OpenError> {
     let parts = &pool.parts;
     // A key that cannot sign needs no connection.
-    parts.mint.current()?;
+    parts.mint.as_ref().map(|mint| mint.current()).transpose()?;
     let found = parts.dial.resolve().await?;
     let address = {
         let mut state = pool.state.lock();

@@ -3,6 +3,7 @@
 mod address;
 mod circuit;
 mod connection;
+mod credential;
 pub mod dial;
 mod gateway;
 mod goaway;
@@ -14,12 +15,16 @@ pub mod provider_token;
 mod quarantine;
 pub mod request;
 mod response;
+mod rotation;
 mod slot;
+mod table;
+pub mod tls;
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use credential::{CertificateError, ClientCertificate, Credential, ProviderKey};
 pub use pools::{Apns, PoolState, SetupError};
 
 use crate::domain::app::Environment;
@@ -46,28 +51,6 @@ pub struct Endpoint {
     pub host: String,
     /// 443 unless said otherwise.
     pub port: u16,
-}
-
-/// A provider token's signing key (`[apps.NAME.auth]`), already read and checked. Two apps with the same team and key id
-/// share a pool.
-#[derive(Clone)]
-pub struct Credential {
-    /// `team_id`: ten characters.
-    pub team_id: String,
-    /// `key_id`: ten characters.
-    pub key_id: String,
-    /// The P-256 private key from the `.p8` file.
-    pub key: p256::SecretKey,
-}
-
-impl std::fmt::Debug for Credential {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Credential")
-            .field("team_id", &self.team_id)
-            .field("key_id", &self.key_id)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Settings {

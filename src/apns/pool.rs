@@ -50,7 +50,8 @@ pub(super) struct Parts {
     pub request_timeout: Duration,
     pub dial: Dial,
     pub addresses: Arc<Addresses>,
-    pub mint: Arc<TokenMint>,
+    /// None where a certificate says who sends.
+    pub mint: Option<Arc<TokenMint>>,
     pub template: Arc<Template>,
     pub clock: Clock,
     pub metrics: Arc<Metrics>,

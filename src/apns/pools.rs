@@ -1,42 +1,49 @@
 //! All pools of one worker: which app pushes over which, and their state together.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 
-use super::Settings;
-use super::address::Addresses;
-use super::dial::Dial;
-use super::pool::{Parts, Pool};
-use super::provider_token::TokenMint;
-use super::request::{Template, TemplateError};
+use super::credential::Credential;
+use super::pool::Pool;
+use super::request::TemplateError;
+use super::slot::{NoSlot, Slot};
+use super::table::{Entry, Maker, Table, find};
+use super::tls::{Dials, RootError};
+use super::{ClientCertificate, Settings};
 use crate::clock::Clock;
 use crate::domain::app::{App, Environment};
 use crate::metrics::Metrics;
 use crate::pause::Jitter;
+use crate::worker::gateway::{KeyIds, Push};
 
 /// All pools of one worker. Clones share them.
 #[derive(Clone)]
-pub struct Apns {
-    /// By the index of an app and of an environment.
-    pools: Arc<Vec<[Arc<Pool>; 2]>>,
-    /// Each pool once, in the order of environment, team and key.
-    distinct: Arc<Vec<(PoolName, Arc<Pool>)>>,
-}
+pub struct Apns(pub(super) Arc<Shared>);
 
-/// What a pool is bound to: APNs binds a connection to environment, team and key.
-type PoolName = (Environment, String, String);
+/// What the clones share.
+pub(super) struct Shared {
+    table: RwLock<Arc<Table>>,
+    /// Counts the swaps of the table.
+    swaps: watch::Sender<u64>,
+    key_ids: KeyIds,
+    /// Pools of new credentials, until they are usable.
+    pub(super) warming: Mutex<Vec<Entry>>,
+    /// Pools that no app uses any more, until they are closed.
+    pub(super) leaving: Mutex<Vec<Entry>>,
+    pub(super) maker: Maker,
+}
 
 /// The state of one pool, for readiness.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolState {
     /// Which of Apple's two worlds.
     pub environment: Environment,
-    /// The signing key's id.
-    pub key_id: String,
+    /// Whose connections these are, for people: a key's id and team, or a certificate's fingerprint.
+    pub credential: String,
     /// At least one connection can carry a push.
     pub is_usable: bool,
     /// It opens connections; a pool that nobody needs yet does not.
@@ -54,89 +61,87 @@ pub enum SetupError {
     /// A key cannot sign.
     #[error(transparent)]
     Mint(#[from] super::provider_token::MintError),
+    /// There can be no TLS.
+    #[error(transparent)]
+    Tls(#[from] RootError),
 }
 
 impl Apns {
-    /// Sets up the pools of `apps`; nothing is dialled yet. `dials` opens connections, by environment. Signs once with each
-    /// key, so that a broken one shows now.
+    /// Sets up the pools of `apps`; nothing is dialled yet. `dials` says how the connections of a pool are opened. Signs
+    /// once with each key, so that a broken one shows now.
     pub fn new(
         settings: &Settings,
         apps: &[Arc<App>],
-        dials: &[Dial; 2],
+        dials: &Dials,
         clock: &Clock,
         metrics: &Arc<Metrics>,
         jitter: &Jitter,
     ) -> Result<Self, SetupError> {
-        let mut distinct: BTreeMap<PoolName, Arc<Pool>> = BTreeMap::new();
-        let ids = Arc::new(AtomicU64::new(0));
-        let addresses = Environment::ALL.map(|_| Arc::new(Addresses::default()));
-        let mut templates = Vec::with_capacity(2);
-        for environment in Environment::ALL {
-            let template = Template::new(settings.endpoint(environment), apps.iter().map(AsRef::as_ref))?;
-            templates.push(Arc::new(template));
-        }
-        let mut pools = Vec::with_capacity(apps.len());
-        for credentials in &settings.credentials {
-            let mut pair = Vec::with_capacity(2);
-            for environment in Environment::ALL {
-                let credential = &credentials[environment.index()];
-                let name = (environment, credential.team_id.clone(), credential.key_id.clone());
-                if !distinct.contains_key(&name) {
-                    let mint = TokenMint::new(credential, clock.clone());
-                    mint.current()?;
-                    let pool = Pool::new(Parts {
-                        environment,
-                        connections: settings.connections.clone(),
-                        request_timeout: settings.request_timeout,
-                        dial: Arc::clone(&dials[environment.index()]),
-                        addresses: Arc::clone(&addresses[environment.index()]),
-                        mint: Arc::new(mint),
-                        template: Arc::clone(&templates[environment.index()]),
-                        clock: clock.clone(),
-                        metrics: Arc::clone(metrics),
-                        jitter: jitter.clone(),
-                        ids: Arc::clone(&ids),
-                    });
-                    distinct.insert(name.clone(), pool);
+        let maker = Maker::new(settings, apps, Arc::clone(dials), clock, metrics, jitter)?;
+        let mut made: Vec<Entry> = Vec::new();
+        let mut entries = Vec::with_capacity(apps.len());
+        for [production, sandbox] in &settings.credentials {
+            let mut entry = |environment, credential: &Credential| {
+                if let Some(known) = find(&made, &(environment, credential.name())) {
+                    return Ok(known.clone());
                 }
-                pair.push(Arc::clone(&distinct[&name]));
-            }
-            let [production, sandbox] =
-                <[_; 2]>::try_from(pair).unwrap_or_else(|_| unreachable!("two environments"));
-            pools.push([production, sandbox]);
+                made.push(maker.make(environment, credential)?);
+                Ok::<_, SetupError>(made[made.len() - 1].clone())
+            };
+            entries
+                .push([entry(Environment::Production, production)?, entry(Environment::Sandbox, sandbox)?]);
         }
-        Ok(Self { pools: Arc::new(pools), distinct: Arc::new(distinct.into_iter().collect()) })
+        let table = Table::new(entries);
+        let key_ids = KeyIds::default();
+        key_ids.replace(table.key_ids());
+        Ok(Self(Arc::new(Shared {
+            table: RwLock::new(Arc::new(table)),
+            swaps: watch::Sender::new(0),
+            key_ids,
+            warming: Mutex::default(),
+            leaving: Mutex::default(),
+            maker,
+        })))
     }
 
     /// Opens the connections that each app needs by default; the other environment's open at their first push.
     pub fn start(&self, apps: &[Arc<App>]) {
+        let table = self.table();
         for app in apps {
-            self.pools[app.index][app.environment.index()].start();
+            table.entry(app.index, app.environment).pool.start();
         }
     }
 
-    /// Every pool's state.
+    /// Which key signs for each app, now and after each swap.
+    pub fn key_ids(&self) -> KeyIds {
+        self.0.key_ids.clone()
+    }
+
+    /// Every pool's state. One that no app uses any more is not among them.
     pub fn states(&self) -> Vec<PoolState> {
-        let state = |((environment, _, key_id), pool): &(PoolName, Arc<Pool>)| PoolState {
-            environment: *environment,
-            key_id: key_id.clone(),
-            is_usable: pool.is_usable(),
-            is_started: pool.is_started(),
-            trouble: pool.trouble(),
+        let state = |entry: &Entry| PoolState {
+            environment: entry.name.0,
+            credential: entry.credential.to_string(),
+            is_usable: entry.pool.is_usable(),
+            is_started: entry.pool.is_started(),
+            trouble: entry.pool.trouble(),
         };
-        self.distinct.iter().map(state).collect()
+        self.table().distinct().iter().map(state).collect()
     }
 
     /// Writes the gauges that only a scrape needs.
     pub fn refresh(&self, apps: &[Arc<App>], metrics: &Metrics) {
+        let table = self.table();
+        let leaving = self.0.leaving.lock().clone();
         for environment in Environment::ALL {
             let (mut used, mut allowed, mut oldest, mut suspects) = (0, 0, Duration::ZERO, 0);
-            for ((_, _, _), pool) in self.distinct.iter().filter(|((of, _, _), _)| *of == environment) {
-                let load = pool.load();
+            let all = table.distinct().iter().chain(&leaving);
+            for entry in all.filter(|entry| entry.name.0 == environment) {
+                let load = entry.pool.load();
                 used += load.0;
                 allowed += load.1;
                 oldest = oldest.max(load.2);
-                suspects += pool.suspects();
+                suspects += entry.pool.suspects();
             }
             metrics.apns_suspect_tokens(environment.as_str(), suspects);
             metrics.apns_streams(environment.as_str(), used, allowed);
@@ -144,25 +149,52 @@ impl Apns {
         }
         for app in apps {
             for environment in Environment::ALL {
-                let is_open = self.pools[app.index][environment.index()].circuit.trouble().is_some();
-                metrics.apns_circuit(&app.name, environment.as_str(), is_open);
+                let circuit = &table.entry(app.index, environment).pool.circuit;
+                metrics.apns_circuit(&app.name, environment.as_str(), circuit.trouble().is_some());
             }
-            if let Some(age) = self.pools[app.index][app.environment.index()].parts.mint.age_seconds() {
-                metrics.provider_token_age(
-                    &app.name,
-                    Duration::from_secs(age.max(0).unsigned_abs()).as_secs_f64(),
-                );
-            }
+            let mint = table.entry(app.index, app.environment).pool.parts.mint.as_ref();
+            let age = mint.and_then(|mint| mint.age_seconds());
+            let age = age.map(|age| Duration::from_secs(age.max(0).unsigned_abs()).as_secs_f64());
+            metrics.provider_token_age(&app.name, age);
+            let certificates =
+                table.entries()[app.index].iter().filter_map(|one| one.credential.certificate());
+            metrics.credential_expiry(&app.name, certificates.map(ClientCertificate::not_after).min());
         }
     }
 
     /// Closes every connection after its open streams, within a limit.
     pub async fn close(&self) {
-        join_all(self.distinct.iter().map(|(_, pool)| pool.close())).await;
+        let table = self.table();
+        let (warming, leaving) = (self.0.warming.lock().clone(), self.0.leaving.lock().clone());
+        join_all(table.distinct().iter().chain(&warming).chain(&leaving).map(|entry| entry.pool.close()))
+            .await;
     }
 
-    /// The pool that an app's pushes take.
-    pub(super) fn pool(&self, app: usize, environment: Environment) -> &Arc<Pool> {
-        &self.pools[app][environment.index()]
+    /// A stream for a push before its deadline, and the pool of its app and environment. Whoever waits when the table is
+    /// swapped waits on with the pool of the new one.
+    pub(super) async fn acquire(&self, push: &Push) -> Result<(Arc<Pool>, Slot), NoSlot> {
+        loop {
+            let mut swaps = self.0.swaps.subscribe();
+            let home = Arc::clone(&self.table().entry(push.app.index, push.environment).pool);
+            let pool = home.lane_of(&push.token);
+            pool.start();
+            // Biased: a stream goes before a look at the table.
+            tokio::select! {
+                biased;
+                slot = pool.acquire(push.deadline, push.trail.last()) => return slot.map(|slot| (home, slot)),
+                _ = swaps.changed() => {}
+            }
+        }
+    }
+
+    pub(super) fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.0.table.read())
+    }
+
+    /// Puts another table in place: pushes that come after this use it.
+    pub(super) fn swap(&self, table: Table) {
+        self.0.key_ids.replace(table.key_ids());
+        *self.0.table.write() = Arc::new(table);
+        self.0.swaps.send_modify(|swaps| *swaps += 1);
     }
 }

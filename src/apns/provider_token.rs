@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::Credential;
+use super::ProviderKey;
 use crate::clock::Clock;
 
 /// Seconds of one bucket. A token is at most this old when it is minted, a connection keeps it for at least 20 minutes, so
@@ -130,19 +130,11 @@ struct Claims<'a> {
 }
 
 impl TokenMint {
-    pub(super) fn new(credential: &Credential, clock: Clock) -> Self {
-        let key = credential
-            .key
-            .to_pkcs8_der()
-            .ok()
-            .map(|der| SigningMaterial(EncodingKey::from_ec_der(der.as_bytes())));
-        Self {
-            team_id: credential.team_id.clone(),
-            key_id: credential.key_id.clone(),
-            key,
-            clock,
-            current: Mutex::new(None),
-        }
+    pub(super) fn new(key: &ProviderKey, clock: Clock) -> Self {
+        let ProviderKey { team_id, key_id, key } = key.clone();
+        let key = key.to_pkcs8_der().ok();
+        let key = key.map(|der| SigningMaterial(EncodingKey::from_ec_der(der.as_bytes())));
+        Self { team_id, key_id, key, clock, current: Mutex::new(None) }
     }
 
     /// The token of this half hour. A clock that goes back a little keeps the one it has: a new one would be a needless
@@ -234,7 +226,7 @@ mod tests {
 
     fn mint(clock: &Clock) -> TokenMint {
         let key = p256::SecretKey::from_slice(&[7; 32]).unwrap();
-        let credential = Credential { team_id: "TEAM123456".into(), key_id: "KEY1234567".into(), key };
+        let credential = ProviderKey { team_id: "TEAM123456".into(), key_id: "KEY1234567".into(), key };
         TokenMint::new(&credential, clock.clone())
     }
 

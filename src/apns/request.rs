@@ -100,12 +100,13 @@ impl Template {
         Ok(Self { authority, topics })
     }
 
-    /// The request of one attempt, without its body. `authorization` is sensitive already; `apns-id` and
-    /// `apns-expiration` are marked so because they differ from push to push and would churn the header table.
+    /// The request of one attempt, without its body. `authorization` is sensitive already, and absent with a certificate;
+    /// `apns-id` and `apns-expiration` are marked so because they differ from push to push and would churn the header
+    /// table.
     pub(super) fn encode(
         &self,
         push: &Push,
-        authorization: HeaderValue,
+        authorization: Option<HeaderValue>,
         now: Timestamp,
     ) -> Result<Request<()>, EncodeError> {
         let path = PathAndQuery::try_from(format!("/3/device/{}", push.token.as_str()))
@@ -120,7 +121,9 @@ impl Template {
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
         headers.reserve(6);
-        headers.insert(AUTHORIZATION, authorization);
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization);
+        }
         headers.insert(APNS_TOPIC, self.topics[push.app.index].clone());
         headers.insert(APNS_PUSH_TYPE, HeaderValue::from_static("voip"));
         headers.insert(APNS_PRIORITY, HeaderValue::from_static("10"));

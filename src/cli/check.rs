@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::apns::Credential;
-use crate::config::{self, Config, Mistakes, describe_uri};
+use crate::clock::Clock;
+use crate::config::{self, Concern, Config, date, describe_uri};
 use crate::domain::app::{App, Environment};
 
 /// Reads the configuration and writes a summary to `out`, or every mistake to `err`, one line each. `Ok(true)`: all is
@@ -33,13 +34,25 @@ where
     }
 }
 
-/// The summary of a right configuration, or its mistakes.
-fn check<K, V>(file: Option<&Path>, environment: impl IntoIterator<Item = (K, V)>) -> Result<String, Mistakes>
+/// The summary of a right configuration, or its mistakes, a line each. A certificate that APNs would refuse is one of them,
+/// though a worker starts with it for the sake of its other apps.
+fn check<K, V>(file: Option<&Path>, environment: impl IntoIterator<Item = (K, V)>) -> Result<String, String>
 where
     K: Into<OsString>,
     V: Into<OsString>,
 {
-    config::load(file, environment).map(|config| summarise(&config))
+    let config = config::load(file, environment).map_err(|mistakes| mistakes.to_string())?;
+    let now = Clock::system().unix_ms();
+    let (mut mistakes, mut warnings) = (Vec::new(), String::new());
+    for one in &config.certificates {
+        match one.concern(now) {
+            Some(Concern::Mistake(what)) => mistakes.push(format!("{}: {what}", one.place)),
+            // Writing to a text cannot fail.
+            Some(Concern::Warning(what)) => _ = writeln!(warnings, "warning: {}: {what}", one.place),
+            None => {}
+        }
+    }
+    if mistakes.is_empty() { Ok(summarise(&config) + &warnings) } else { Err(mistakes.join("\n")) }
 }
 
 /// What the worker would do, on a few lines: apps with topic, environment and key, endpoints, queues. Holds no secret.
@@ -69,10 +82,11 @@ pub fn summarise(config: &Config) -> String {
 
 fn describe_app(app: &App, credentials: &[Credential; 2]) -> String {
     let [production, sandbox] = credentials;
-    let describe =
-        |credential: &Credential| format!("key {} of team {}", credential.key_id, credential.team_id);
-    let same = (&production.team_id, &production.key_id) == (&sandbox.team_id, &sandbox.key_id);
-    let keys = if same {
+    let describe = |credential: &Credential| match credential.certificate() {
+        Some(certificate) => format!("{credential}, valid until {}", date(certificate.not_after())),
+        None => credential.to_string(),
+    };
+    let keys = if production == sandbox {
         describe(production)
     } else {
         format!("{}, in the sandbox {}", describe(production), describe(sandbox))

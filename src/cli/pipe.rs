@@ -50,7 +50,7 @@ async fn pipe(config: Config) -> Result<Ending, StartError> {
     let answering = async {
         let working = worker::run(Arc::clone(&core.worker), delivered, stop);
         let (died, ()) = tokio::join!(pump(read, deliveries, prefetch, input_ended), working);
-        core.apns.close().await;
+        core.close().await;
         died
     };
     let told = async {

@@ -26,6 +26,7 @@ pub(super) struct Endpoints {
     pub(super) ca_file: Option<PathBuf>,
     pub(super) connections: RangeInclusive<usize>,
     pub(super) request_timeout: Duration,
+    pub(super) reload_interval: Duration,
 }
 
 pub(super) fn read(reader: &mut Reader) -> Endpoints {
@@ -52,6 +53,11 @@ pub(super) fn read(reader: &mut Reader) -> Endpoints {
             "request_timeout",
             Duration::from_millis(100)..=Duration::from_mins(1),
             "APNs answers within seconds or not at all",
+        ),
+        reload_interval: apns.duration(
+            "reload_interval",
+            Duration::ZERO..=Duration::from_hours(1),
+            "who replaces a key waits for it to be used",
         ),
     }
 }

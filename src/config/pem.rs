@@ -1,12 +1,12 @@
-//! Files in PEM: trust roots and signing keys.
+//! Files in PEM: trust roots, signing keys, client certificates and their keys.
 
 use std::path::{Path, PathBuf};
 
 use p256::SecretKey;
 use p256::pkcs8::DecodePrivateKey as _;
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::source::read_file;
 
@@ -15,6 +15,9 @@ const ROOTS_BYTES_MAX: u64 = 4 << 20;
 
 /// Apple's file has about 260 bytes.
 const KEY_BYTES_MAX: u64 = 16 << 10;
+
+/// A certificate, its chain and its key are some ten kilobytes, with all that openssl writes beside them.
+const IDENTITY_BYTES_MAX: u64 = 256 << 10;
 
 /// The path of a file of trusted certificates, found good; `None` for "".
 pub(super) fn trust_root(text: &str) -> Result<Option<PathBuf>, String> {
@@ -61,6 +64,47 @@ pub(super) fn signing_key(text: &str, key_id: Option<&str>) -> Result<SecretKey,
     };
     let join = if what.ends_with("or") { "" } else { ";" };
     Err(format!("{what}{join} {RIGHT}"))
+}
+
+/// A client's certificate, followed by those that vouch for it, if any.
+pub(super) fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    const RIGHT: &str = "give a file with Apple's certificate between BEGIN CERTIFICATE and END CERTIFICATE";
+    let content = read_identity(text)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(content.as_bytes()).collect();
+    match chain {
+        Ok(chain) if chain.is_empty() => Err(format!("holds no certificate in PEM; {RIGHT}")),
+        Ok(chain) => Ok(chain),
+        Err(_) => Err(format!("is not whole PEM; {RIGHT}")),
+    }
+}
+
+/// A client certificate's private key: PKCS#8, PKCS#1 (RSA) or SEC1 (EC). Errors never quote the file.
+pub(super) fn private_key(text: &str) -> Result<PrivateKeyDer<'static>, String> {
+    const RIGHT: &str =
+        "give a file with the certificate's key between BEGIN PRIVATE KEY and END PRIVATE KEY";
+    let content = read_identity(text)?;
+    if content.contains("BEGIN ENCRYPTED PRIVATE KEY") || content.contains("Proc-Type: 4,ENCRYPTED") {
+        return Err(format!("holds a key under a passphrase; take it off with `openssl pkey`, or {RIGHT}"));
+    }
+    PrivateKeyDer::from_pem_slice(content.as_bytes()).map_err(|error| match error {
+        pem::Error::NoItemsFound => format!("holds no private key in PEM; {RIGHT}"),
+        _ => format!("is not whole PEM; {RIGHT}"),
+    })
+}
+
+/// A file that holds a client certificate, its key, or both.
+fn read_identity(text: &str) -> Result<String, String> {
+    if text.contains("-----BEGIN") || text.contains('\n') {
+        return Err("is the content itself; give the path of a file that holds it".to_owned());
+    }
+    let extension = Path::new(text).extension().unwrap_or_default();
+    if ["p12", "pfx"].iter().any(|pkcs12| extension.eq_ignore_ascii_case(pkcs12)) {
+        return Err(
+            "is a PKCS#12 file; turn it into PEM with `openssl pkcs12 -in FILE.p12 -nodes -out FILE.pem`"
+                .to_owned(),
+        );
+    }
+    read_file(Path::new(text), IDENTITY_BYTES_MAX)
 }
 
 /// Apple names the file after the key, so a name in that form that says another key is a mix-up.

@@ -1,6 +1,6 @@
 //! The layers as one: what holds, where it was set, what was wrong, and which keys nobody asked for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::mistake::Mistake;
 use super::section::Section;
@@ -60,6 +60,13 @@ impl Reader {
             })
             .map(|(path, _)| path.0[1].clone())
             .collect()
+    }
+
+    /// What the file and the environment set, tables left out.
+    pub(super) fn written(&self) -> BTreeMap<Path, Value> {
+        let entries = self.file.0.iter().chain(&self.environment.0);
+        let values = entries.filter(|(_, entry)| entry.value != Value::Table);
+        values.map(|(path, entry)| (path.clone(), entry.value.clone())).collect()
     }
 
     /// Says that a key exists.

@@ -135,6 +135,13 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Says that a key exists, without reading it. True where it has a value.
+    pub(super) fn know(&mut self, key: &str) -> bool {
+        let path = self.path.child(key);
+        self.reader.know(&path);
+        self.reader.lookup(&path).is_some()
+    }
+
     /// Whether a file or the environment set a key.
     pub(super) fn is_set(&self, key: &str) -> bool {
         !matches!(self.origin(key), Origin::Default | Origin::Nowhere)

@@ -1,5 +1,6 @@
 //! The configuration as a whole: what is right, and in which order mistakes come.
 
+mod credential;
 mod refusal;
 mod secret;
 
@@ -102,7 +103,7 @@ fn the_reference_is_itself_a_right_configuration() {
     folder.write("AuthKey_KEY7654321.p8", &pem(2));
     // `uri_file` stands beside `uri` there, as its default.
     let config = right(&text, &[("HOSTNAME", "ringcast-7c9f")]);
-    assert_eq!(config.apns.credentials[0][1].key_id, "KEY7654321");
+    assert_eq!(config.apns.credentials[0][1].key_id(), Some("KEY7654321"));
 }
 
 #[test]
@@ -130,8 +131,8 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.apps.len(), 1);
     assert_eq!(config.apps[0].topic(), "com.acme.voice.voip");
     assert_eq!(config.apps[0].payload.call_id, "callUUID");
-    assert_eq!(config.apns.credentials[0][0].team_id, "TEAM123456");
-    assert_eq!(config.apns.credentials[0][1].key_id, "KEY1234567");
+    assert_eq!(config.apns.credentials[0][0].to_string(), "key KEY1234567 of team TEAM123456");
+    assert_eq!(config.apns.credentials[0][1].key_id(), Some("KEY1234567"));
 }
 
 #[test]
@@ -172,7 +173,7 @@ fn the_environment_overrides_the_file_and_needs_none() {
     assert_eq!((config.amqp.prefetch, config.amqp.live), (16, true));
     assert_eq!(config.amqp.uri, "amqp://a:b@broker/%2f");
     assert_eq!(config.worker.name, "1", "texts are raw");
-    assert_eq!(config.apns.credentials[0][0].key_id, "1234567890", "texts are raw, digits too");
+    assert_eq!(config.apns.credentials[0][0].key_id(), Some("1234567890"), "texts are raw, digits too");
     assert_eq!(config.log.format, LogFormat::Json);
 }
 
@@ -254,6 +255,8 @@ fn the_production_example_misses_nothing_but_its_files() {
     folder.write("amqp-ca.pem", &certificate());
     folder.write("AuthKey_ACMEPROD01.p8", &pem(1));
     folder.write("AuthKey_ACMESBOX01.p8", &pem(2));
+    let (certificate, key) = credential::identity(4);
+    folder.write("customer-voip.pem", &(certificate + &key));
     let place = folder.0.display().to_string();
     let text = text.replace("/run/secrets/ringcast/", &format!("{place}/"));
     let config = right(&text.replace("/run/secrets/apns/", &format!("{place}/")), &[]);

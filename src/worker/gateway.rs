@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::domain::app::{App, Environment};
@@ -43,6 +44,26 @@ pub struct Push {
     pub answer_by: Instant,
     /// Which connection the last attempt used.
     pub trail: Trail,
+}
+
+/// Which key signs for each app and environment now, by their indices; none where a certificate does. Shared by those who
+/// sign and those who tell of it.
+#[derive(Clone, Debug, Default)]
+pub struct KeyIds(Arc<RwLock<Vec<AppKeyIds>>>);
+
+/// Which key signs for one app, by environment.
+pub type AppKeyIds = [Option<Arc<str>>; 2];
+
+impl KeyIds {
+    /// The key that signs now.
+    pub fn get(&self, app: usize, environment: Environment) -> Option<Arc<str>> {
+        self.0.read().get(app)?[environment.index()].clone()
+    }
+
+    /// Other keys sign from now on.
+    pub fn replace(&self, key_ids: Vec<AppKeyIds>) {
+        *self.0.write() = key_ids;
+    }
 }
 
 /// What the attempts of a push leave behind: when the first was written, and which connection the last one used, so that

@@ -250,7 +250,8 @@ fn settle<G: Gateway>(
     if verdict == Verdict::Accepted {
         worker.metrics.slack(deadline.saturating_duration_since(Instant::now()));
     }
-    let key_id = worker.key_id(&invite.app, device.environment);
+    let key_id = worker.key_ids.get(invite.app.index, device.environment);
+    let key_id = key_id.as_deref();
     let event =
         invalidation::announce(invite, identity, device, verdict, response.as_ref(), key_id, worker.now());
     let (result, action, stage) = outcome::describe(verdict);

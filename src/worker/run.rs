@@ -6,13 +6,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::Settings;
-use super::gateway::Gateway;
+use super::gateway::{Gateway, KeyIds};
 use super::handle::handle;
 use super::ledger::Ledger;
 use super::mailbox::{Delivery, Outbox};
 use super::report::Seldom;
 use crate::clock::Clock;
-use crate::domain::app::{App, Environment};
+use crate::domain::app::App;
 use crate::domain::invite::Rules;
 use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
@@ -23,7 +23,7 @@ pub struct Worker<G> {
     pub(super) gateway: G,
     pub(super) settings: Settings,
     pub(super) rules: Rules,
-    pub(super) key_ids: Vec<[Option<String>; 2]>,
+    pub(super) key_ids: KeyIds,
     pub(super) copies_live: bool,
     pub(super) outbox: Outbox,
     pub(super) ledger: Ledger,
@@ -35,15 +35,15 @@ pub struct Worker<G> {
 }
 
 impl<G: Gateway> Worker<G> {
-    /// A worker for these apps. `key_ids`: which key signs for an app and environment, for token events, by their
-    /// indices. `copies_live`: whether results are copied to the live exchange. `prefetch`: how many invites can be
+    /// A worker for these apps. `key_ids`: which key signs for an app and environment, for token events.
+    /// `copies_live`: whether results are copied to the live exchange. `prefetch`: how many invites can be
     /// unsettled at once.
     #[expect(clippy::too_many_arguments, reason = "its parts, each used once, by app.rs and the simulation")]
     pub fn new(
         gateway: G,
         settings: Settings,
         apps: Vec<Arc<App>>,
-        key_ids: Vec<[Option<String>; 2]>,
+        key_ids: KeyIds,
         copies_live: bool,
         prefetch: usize,
         outbox: Outbox,
@@ -80,10 +80,6 @@ impl<G: Gateway> Worker<G> {
 impl<G> Worker<G> {
     pub(super) fn now(&self) -> Timestamp {
         Timestamp::from_unix_ms(self.clock.unix_ms())
-    }
-
-    pub(super) fn key_id(&self, app: &App, environment: Environment) -> Option<&str> {
-        self.key_ids.get(app.index)?[environment.index()].as_deref()
     }
 }
 

@@ -18,7 +18,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use p256::pkcs8::DecodePrivateKey;
-use ringcast::apns::{Endpoint, dial};
+use ringcast::apns::{Endpoint, dial, tls};
 use ringcast::clock::Clock;
 use tokio::task::{JoinSet, LocalSet};
 
@@ -65,7 +65,7 @@ pub fn run(task: &Task) -> Result<(), Failure> {
 }
 
 async fn push_all(task: &Task) -> Result<(), Failure> {
-    let tls = dial::tls_config(Some(&task.identity.join("ca.pem")))?;
+    let tls = tls::Tls::new(&tls::Trust::load(Some(&task.identity.join("ca.pem")))?, None)?;
     let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: task.port };
     let dial = dial::tls_dial(endpoint, tls);
     let template = Rc::new(Template::new(task)?);

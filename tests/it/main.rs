@@ -1,5 +1,6 @@
 //! Black box: the built programs against a real RabbitMQ, over real TLS, with a foreign client. Nothing here knows the
-//! worker's code; what it knows is the contract. The one exception is `amqp`, which holds the worker's ends of the two flows.
+//! worker's code; what it knows is the contract. The exceptions: `amqp` holds the worker's ends of the two flows, and `credential`
+//! runs the simulator, which shares nothing with the worker, in its own process.
 //!
 //! Without RabbitMQ, Python's pika, curl or h2load these tests fail and say what to install; they never pass in silence.
 //! `tests/run` installs them all.
@@ -15,7 +16,9 @@ mod broker_restart;
 mod certificate;
 mod check;
 mod client;
+mod client_certificate;
 mod contract;
+mod credential;
 mod foreign;
 mod health;
 mod http;

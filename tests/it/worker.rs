@@ -96,6 +96,11 @@ impl Worker {
     pub(crate) fn start(place: &Place, config: &Config, name: &str) -> Self {
         let file = config.write(place, &format!("{name}.toml"));
         let file = file.to_str().expect("the test's paths are UTF-8");
+        Self::start_file(place, file, config, name)
+    }
+
+    /// Starts it with a file that somebody else wrote; of `config` only the port of the admin endpoints is used.
+    pub(crate) fn start_file(place: &Place, file: &str, config: &Config, name: &str) -> Self {
         let process = Process::start(RINGCAST, &["run", "--config", file], &[], place.as_ref(), name);
         Self { process, admin_port: config.admin_port() }
     }

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ringcast::apns::dial::Dial;
-use ringcast::apns::{self, Apns, Credential, Endpoint};
+use ringcast::apns::tls::Dials;
+use ringcast::apns::{self, Apns, Credential, Endpoint, ProviderKey};
 use ringcast::clock::Clock;
 use ringcast::domain::app::{App, Environment, PayloadKeys};
 use ringcast::metrics::Metrics;
@@ -301,21 +302,18 @@ impl World {
 
     fn build_apns(&self, power: &Arc<AtomicBool>, metrics: &Arc<Metrics>, jitter: &Jitter) -> Apns {
         let apps = vec![acme(self.plan.expiration_max)];
-        let credential = || Credential {
-            team_id: "TEAM123456".into(),
-            key_id: "KEY1234567".into(),
-            key: self.key.clone(),
-        };
+        let (team_id, key_id) = ("TEAM123456".into(), "KEY1234567".into());
+        let credential = Credential::Token(ProviderKey { team_id, key_id, key: self.key.clone() });
         let endpoint = || Endpoint { host: "apns.test".into(), port: 443 };
         let settings = apns::Settings {
             endpoints: [endpoint(), endpoint()],
             ca_file: None,
             connections: self.plan.connections..=self.plan.connections_max,
             request_timeout: REQUEST_TIMEOUT,
-            credentials: vec![[credential(), credential()]],
+            credentials: vec![[credential.clone(), credential]],
         };
         let dial = self.dial(power);
-        let dials = [Arc::clone(&dial), dial];
+        let dials: Dials = Arc::new(move |_, _| Ok(Arc::clone(&dial)));
         let apns = Apns::new(&settings, &apps, &dials, &self.clock, metrics, jitter).expect("sound settings");
         apns.start(&apps);
         apns
@@ -339,12 +337,11 @@ impl World {
         };
         let prefetch = self.plan.prefetch;
         let (outbox, postings) = outbox(2 * prefetch);
-        let key_ids = vec![[Some("KEY1234567".into()), Some("KEY1234567".into())]];
         let worker = Worker::new(
             apns.clone(),
             settings,
             apps,
-            key_ids,
+            apns.key_ids(),
             false,
             prefetch,
             outbox,

@@ -176,7 +176,7 @@ impl Running {
                     stop.send_replace(true);
                 };
                 tokio::join!(working, told);
-                core.apns.close().await;
+                core.close().await;
                 admin.stop();
                 Ok(Ending::Done)
             })?

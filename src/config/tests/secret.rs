@@ -27,6 +27,8 @@ fn with_secret(secret: &str, folder: &Folder) -> Vec<(String, Vec<(&'static str,
         format!("[apns]\nproduction = \"https://me:{secret}@host\""),
         format!("[apns]\nca_file = \"{key}\""),
         format!("[apps.acme.auth_sandbox]\nkey_file = \"{key}\""),
+        format!("[apps.acme.auth_sandbox]\ncert_file = \"{key}\""),
+        format!("[apps.acme.auth_sandbox]\ncert_file = \"{path}\"\nkey_file = \"{key}\""),
         format!("[apps.acme.auth_sandbox]\nkey_file = '''-----BEGIN PRIVATE KEY-----\n{secret}'''"),
     ];
     let variables = [

@@ -1,0 +1,217 @@
+//! Credentials and trust roots while the worker runs: their files are looked at, and what changed is taken over.
+//!
+//! A look compares what the system says of the files, links followed: a mounted secret changes by swapping a link. A change
+//! is judged once it has stood still from one look to the next, so that neither a file that is half written nor one that is
+//! missing for a moment is taken for a mistake. Then the whole configuration is read again, by the rules of a start.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::time::{Instant, sleep};
+
+use crate::apns::tls::Trust;
+use crate::apns::{Apns, Credential};
+use crate::clock::Clock;
+use crate::config::{AppCertificate, Concern, Config};
+use crate::domain::app::App;
+use crate::metrics::Metrics;
+
+/// How often a certificate that is expired, or soon will be, is told of again.
+const REMIND_EVERY: Duration = Duration::from_hours(24);
+
+/// A task that ends when this goes.
+pub(super) struct Task(Option<AbortHandle>);
+
+impl Task {
+    /// Ends it now.
+    pub(super) fn stop(&self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Looks at the files every `apns.reload_interval`, for as long as the task is kept.
+pub(super) fn start(config: &Config, trust: &Trust, apns: &Apns, metrics: &Arc<Metrics>) -> Task {
+    if config.reload_interval.is_zero() {
+        return Task(None);
+    }
+    let reload = Reload {
+        started: config.clone(),
+        current: config.clone(),
+        credentials: config.apns.credentials.clone(),
+        trust: trust.clone(),
+        apns: apns.clone(),
+        metrics: Arc::clone(metrics),
+        refused: None,
+        waiting: Vec::new(),
+        taking: JoinSet::new(),
+    };
+    Task(Some(tokio::spawn(reload.run()).abort_handle()))
+}
+
+/// Says what is wrong with certificates, if anything is: one tenant's does not keep the others from ringing.
+pub(super) fn tell_concerns(certificates: &[AppCertificate]) {
+    let now = Clock::system().unix_ms();
+    for one in certificates {
+        match one.concern(now) {
+            Some(Concern::Mistake(what)) => {
+                tracing::error!(app = one.app, setting = one.place, "APNs will refuse a certificate: {what}");
+            }
+            Some(Concern::Warning(what)) => {
+                tracing::warn!(app = one.app, setting = one.place, "a certificate is running out: {what}");
+            }
+            None => {}
+        }
+    }
+}
+
+/// What the system says of the files, by path; `None`: it cannot be looked at.
+type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
+
+/// Device and inode, bytes, and the times of the last changes of content and inode.
+type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
+
+struct Reload {
+    /// What the worker runs with.
+    started: Config,
+    /// What was read last without a mistake: its files are looked at.
+    current: Config,
+    /// What was taken over last.
+    credentials: Vec<[Credential; 2]>,
+    trust: Trust,
+    apns: Apns,
+    metrics: Arc<Metrics>,
+    /// The mistakes of the last reading, so that the same are told once.
+    refused: Option<String>,
+    /// Keys that wait for a start, so that the same are told once.
+    waiting: Vec<String>,
+    taking: JoinSet<()>,
+}
+
+impl Reload {
+    async fn run(mut self) {
+        // A change between the start's reading and the first look would be missed: the first look counts as one.
+        let mut judged: Option<Stamps> = None;
+        let mut last: Option<Stamps> = None;
+        let mut reminded = Instant::now();
+        loop {
+            sleep(self.started.reload_interval).await;
+            if reminded.elapsed() >= REMIND_EVERY {
+                reminded = Instant::now();
+                tell_concerns(&self.current.certificates);
+            }
+            let stamps = look(&self.current).await;
+            let stands_still = last.as_ref() == Some(&stamps);
+            let is_new = judged.as_ref() != Some(&stamps);
+            last = Some(stamps.clone());
+            // After a refusal each look reads again: what is missing may be a file that is not looked at yet.
+            if !stands_still || !(is_new || self.refused.is_some()) {
+                continue;
+            }
+            let Some(read) = read_again(&self.current).await else { continue };
+            if look(&self.current).await != stamps {
+                continue;
+            }
+            match read {
+                Ok((config, trust)) => self.accept(config, &trust).await,
+                Err(mistakes) => self.refuse(mistakes),
+            }
+            // Where other files are looked at from now on, the next look differs, and all is read once more.
+            judged = Some(stamps);
+        }
+    }
+
+    /// Takes over what may change in a running worker.
+    async fn accept(&mut self, config: Config, trust: &Trust) {
+        self.refused = None;
+        let roots_changed = self.trust.replace(trust);
+        if roots_changed {
+            tracing::info!("the trust roots for APNs changed; new connections use them");
+        }
+        let credentials = self.credentials_of_known_apps(&config);
+        let changed = credentials != self.credentials;
+        let waiting = self.started.differences(&config);
+        if !waiting.is_empty() && waiting != self.waiting {
+            tracing::info!(
+                settings = waiting.join(", "),
+                "settings changed; they take effect at the next start"
+            );
+        }
+        self.waiting = waiting;
+        self.current = config;
+        if changed {
+            self.credentials.clone_from(&credentials);
+            tell_concerns(&self.current.certificates);
+            // What was asked for before and has not come is given up.
+            self.taking.shutdown().await;
+            let (apns, metrics) = (self.apns.clone(), Arc::clone(&self.metrics));
+            self.taking.spawn(async move {
+                match apns.update(&credentials).await {
+                    Ok(()) => metrics.credential_reload("taken"),
+                    Err(error) => {
+                        metrics.credential_reload("refused");
+                        tracing::warn!(%error, "new credentials cannot be used; those in use stay");
+                    }
+                }
+            });
+        } else if roots_changed {
+            self.metrics.credential_reload("taken");
+        }
+    }
+
+    /// The credentials by the worker's own indices. An app that is gone keeps what it has, a new one waits for a start.
+    fn credentials_of_known_apps(&self, config: &Config) -> Vec<[Credential; 2]> {
+        let find = |app: &Arc<App>| config.apps.iter().find(|other| other.name == app.name);
+        let credentials = |app: &Arc<App>| match find(app) {
+            Some(other) => config.apns.credentials[other.index].clone(),
+            None => self.credentials[app.index].clone(),
+        };
+        self.started.apps.iter().map(credentials).collect()
+    }
+
+    fn refuse(&mut self, mistakes: String) {
+        if self.refused.as_ref() != Some(&mistakes) {
+            self.metrics.credential_reload("refused");
+            tracing::warn!(
+                mistakes,
+                "the configuration changed and has mistakes; everything stays as it is, and it is read again"
+            );
+            self.refused = Some(mistakes);
+        }
+    }
+}
+
+/// Reads everything again, on a thread where it may take its time. `None`: the process ends.
+async fn read_again(config: &Config) -> Option<Result<(Config, Trust), String>> {
+    let config = config.clone();
+    let read = move || {
+        let config = config.read_again().map_err(|mistakes| mistakes.to_string())?;
+        let trust = Trust::load(config.apns.ca_file.as_deref()).map_err(|error| error.to_string())?;
+        Ok((config, trust))
+    };
+    spawn_blocking(read).await.ok()
+}
+
+async fn look(config: &Config) -> Stamps {
+    let files: Vec<PathBuf> = config.files().map(PathBuf::from).collect();
+    let look = move || files.into_iter().map(|file| (file.clone(), stamp(&file))).collect();
+    // Its failure is the end of the process, and nothing changed then.
+    spawn_blocking(look).await.unwrap_or_default()
+}
+
+fn stamp(file: &std::path::Path) -> Option<Stamp> {
+    let facts = std::fs::metadata(file).ok()?;
+    let changed = (facts.ctime(), facts.ctime_nsec());
+    Some((facts.dev(), facts.ino(), facts.len(), (facts.mtime(), facts.mtime_nsec()), changed))
+}

@@ -1,0 +1,49 @@
+//! Where a configuration was read from, so that it can be read again, and what became of it since.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::source::{Path, Value};
+use super::{Config, Mistakes, load};
+
+/// See the module. It holds the environment, and with it secrets: there is no `Debug`.
+#[derive(Clone, Default)]
+pub(super) struct Input {
+    /// The file of `--config`.
+    pub(super) file: Option<PathBuf>,
+    /// The environment as it was at start.
+    pub(super) variables: Vec<(OsString, OsString)>,
+    /// What the file and the environment set.
+    pub(super) written: BTreeMap<Path, Value>,
+    /// The files of credentials and of APNs' trust roots.
+    pub(super) files: Vec<PathBuf>,
+}
+
+impl Config {
+    /// Reads the same file and environment again.
+    pub fn read_again(&self) -> Result<Self, Mistakes> {
+        load(self.input.file.as_deref(), self.input.variables.iter().cloned())
+    }
+
+    /// The files whose change [`Config::read_again`] may show: the configuration's own, those of the apps' credentials, and
+    /// `apns.ca_file`.
+    pub fn files(&self) -> impl Iterator<Item = &std::path::Path> {
+        self.input.file.iter().chain(&self.input.files).map(PathBuf::as_path)
+    }
+
+    /// The keys, dotted, that `other` sets to something else, those of credentials and of APNs' trust roots left aside: what
+    /// only a start takes over.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let (ours, theirs) = (&self.input.written, &other.input.written);
+        let all = ours.keys().chain(theirs.keys().filter(|path| !ours.contains_key(path)));
+        all.filter(|path| !is_taken_over(path) && ours.get(path) != theirs.get(path))
+            .map(Path::to_string)
+            .collect()
+    }
+}
+
+fn is_taken_over(path: &Path) -> bool {
+    let names: Vec<&str> = path.0.iter().map(String::as_str).collect();
+    matches!(names[..], ["apns", "ca_file"] | ["apps", _, "auth" | "auth_sandbox", ..])
+}
