@@ -209,9 +209,15 @@ impl Pool {
         }
     }
 
-    /// A stream before the deadline. `avoid` names the connection that failed last; another one is preferred.
-    pub(super) async fn acquire(self: &Arc<Self>, deadline: Instant, avoid: u64) -> Result<Slot, NoSlot> {
+    /// A stream now, or `None`: then there is something to wait for. `avoid` names the connection that failed last; another
+    /// one is preferred.
+    pub(super) fn take(self: &Arc<Self>, avoid: u64) -> Result<Option<Slot>, NoSlot> {
         self.circuit.check().map_err(NoSlot::Refused)?;
+        Ok(self.state.lock().take_at_once(self, avoid))
+    }
+
+    /// A stream before the deadline, where [`Pool::take`] had none.
+    pub(super) async fn wait(self: &Arc<Self>, deadline: Instant, avoid: u64) -> Result<Slot, NoSlot> {
         let (place, granted) = {
             let mut state = self.state.lock();
             if let Some(slot) = state.take_at_once(self, avoid) {

@@ -174,14 +174,21 @@ impl Apns {
     /// swapped waits on with the pool of the new one.
     pub(super) async fn acquire(&self, push: &Push) -> Result<(Arc<Pool>, Slot), NoSlot> {
         loop {
-            let mut swaps = self.0.swaps.subscribe();
-            let home = Arc::clone(&self.table().entry(push.app.index, push.environment).pool);
-            let pool = home.lane_of(&push.token);
+            let table = self.table();
+            let home = Arc::clone(&table.entry(push.app.index, push.environment).pool);
+            let (pool, avoid) = (home.lane_of(&push.token), push.trail.last());
             pool.start();
+            if let Some(slot) = pool.take(avoid)? {
+                return Ok((home, slot));
+            }
+            let mut swaps = self.0.swaps.subscribe();
+            if !Arc::ptr_eq(&table, &self.table()) {
+                continue;
+            }
             // Biased: a stream goes before a look at the table.
             tokio::select! {
                 biased;
-                slot = pool.acquire(push.deadline, push.trail.last()) => return slot.map(|slot| (home, slot)),
+                slot = pool.wait(push.deadline, avoid) => return slot.map(|slot| (home, slot)),
                 _ = swaps.changed() => {}
             }
         }

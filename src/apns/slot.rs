@@ -187,20 +187,15 @@ impl State {
             }
         }
         if let Some(pace) = self.pace(connections_max) {
-            let mut before = 0;
-            self.waiters = std::mem::take(&mut self.waiters)
-                .into_iter()
-                .filter_map(|(key, waiter)| match pace.tell_late(before, key.0) {
-                    Some(why) => {
-                        let _ = waiter.slot.send(Err(why));
-                        None
-                    }
-                    None => {
-                        before += 1;
-                        Some((key, waiter))
-                    }
-                })
-                .collect();
+            let mut stay = BTreeMap::new();
+            for (key, waiter) in std::mem::take(&mut self.waiters) {
+                if let Some(why) = pace.tell_late(stay.len(), key.0) {
+                    let _ = waiter.slot.send(Err(why));
+                } else {
+                    stay.insert(key, waiter);
+                }
+            }
+            self.waiters = stay;
         }
         if self.waiters.is_empty() {
             self.waiting_since = None;

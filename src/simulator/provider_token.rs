@@ -284,7 +284,8 @@ fn parse(token: &[u8]) -> Option<Parsed<'_>> {
         return None;
     }
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token);
-    let digest = digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let first = digest.as_ref().first_chunk().copied().unwrap_or_default();
+    let digest = format!("{:016x}", u64::from_be_bytes(first));
     let claims = Claims { kid: header.kid, iss: payload.iss, iat: payload.iat, digest };
     Some(Parsed { claims, signed, signature: decode_base64url(signature)? })
 }
