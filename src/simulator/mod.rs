@@ -1,40 +1,16 @@
-//! Apple's side of APNs, to be wrong against: a server that answers `voip` pushes by Apple's rules, on real TLS and real
-//! HTTP/2, and misbehaves where it is told to.
+#![doc = include_str!("README.md")]
 //!
-//! It was written from Apple's pages alone and shares nothing with the worker, so that a misreading on one side shows
-//! on the other. The rooms:
+//! # The rooms
 //!
-//! - [`rules`]: one request, judged purely; [`provider_token`]: who may push on which connection; [`devices`]: which
-//!   device tokens are live;
-//! - [`faults`]: what happens instead of the honest answer, and [`script`]: the same from a TOML file;
+//! It shares nothing with the worker, so that a misreading on one side shows on the other.
+//!
+//! - [`rules`]: one request, judged purely; [`provider_token`] and [`certificate`]: who may push on which connection;
+//!   [`devices`]: which device tokens are live;
+//! - [`faults`]: what happens instead of the honest answer; [`order`]: what live connections are told; [`peer`]: who is
+//!   at the other end, and at which address; [`script`]: all of that from a TOML file;
 //! - [`journal`]: what was seen, and whether the phone would have rung;
-//! - [`identity`]: throw-away certificates and signing key; [`listener`]: sockets and TLS; `connection`: HTTP/2 over
+//! - [`identity`]: throw-away certificates and signing keys; [`listener`]: sockets and TLS; `connection`: HTTP/2 over
 //!   any transport; `wire`: frames that the `h2` crate does not send by itself.
-//!
-//! ```no_run
-//! use ringcast::simulator::{Identity, Options, Simulator};
-//!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let identity = Identity::ephemeral()?;
-//! let simulator = Simulator::new(Options::new(identity.verifying_key()))?;
-//! let listening = simulator.listen("127.0.0.1:0".parse()?, identity.server_config()).await?;
-//! println!("https://{}", listening.local_addr());
-//! simulator.journal().wait_for(1).await;
-//! listening.shutdown().await;
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! **Simulations** call [`Simulator::serve`] over an in-memory pipe on a paused clock: it spawns nothing, waits by
-//! tokio's clock alone, and draws everything random from [`Options::seed`], so that a run can be repeated.
-//!
-//! **Stream limits** are Apple's: the limit starts at one where [`Options::one_stream_first`] says so, and rises once
-//! a request with a valid provider token was answered; with [`Options::one_stream_after_rejection`] every 400 and 403
-//! lowers it to one until the next 200. A stream above the limit that the client has acknowledged is reset with
-//! `REFUSED_STREAM`.
-//!
-//! **What a connection remembers**: team and key of its first push, the provider token and since when, and whether
-//! it is wedged ([`provider_token`]).
 
 use std::io;
 use std::net::SocketAddr;

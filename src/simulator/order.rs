@@ -5,7 +5,7 @@ use super::faults::{GoAway, Latency};
 use super::peer::{Address, Spot};
 
 /// Orders that wait for a connection to look; a connection that falls behind misses the oldest.
-pub(super) const ORDERS_MAX: usize = 64;
+pub(super) const ORDERS_MAX: usize = 1024;
 
 /// What connections can be told, idle or not.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,6 +7,7 @@ mod client;
 mod faulty;
 mod goaway;
 mod honest;
+mod incident;
 mod key;
 mod limit;
 mod slow;

@@ -153,3 +153,16 @@ fn an_incident_has_steps_in_order_of_time() {
     assert_eq!(script.keys[0].environment, Some(Environment::Sandbox));
     assert!(script.faults.is_empty() && script.connect_faults.is_empty());
 }
+
+#[test]
+fn every_snippet_of_the_readme_is_right() {
+    let page = include_str!("../README.md");
+    let snippets: Vec<_> =
+        page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(snippets.len() >= 5, "there are some");
+    for snippet in snippets {
+        if let Err(error) = Script::parse_with(snippet, |_| Ok(key())) {
+            panic!("{error} of\n{snippet}");
+        }
+    }
+}

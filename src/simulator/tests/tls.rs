@@ -6,12 +6,13 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::client::{Client, START_S, TOKEN, World};
-use crate::simulator::{ConnectAction, ConnectFault, Fault, Identity, When};
+use crate::simulator::{ConnectAction, ConnectFault, Fault, Identity, Order, Target, When};
 
 async fn connect(
     addr: SocketAddr,
@@ -113,4 +114,30 @@ async fn two_listeners_of_one_simulator_end_apart() {
     assert!(clients[0].push(TOKEN).await.is_err());
     assert_eq!(clients[1].outcome(TOKEN).await, "200");
     listening.remove(0).shutdown().await;
+}
+
+#[tokio::test]
+async fn an_address_that_is_silent_takes_connections_and_says_nothing() {
+    let (world, identity) = (World::new(), Identity::ephemeral().unwrap());
+    let mut listening = Vec::new();
+    for _ in 0..2 {
+        let listen = world.simulator.listen("127.0.0.1:0".parse().unwrap(), identity.server_config());
+        listening.push(listen.await.unwrap());
+    }
+    let [one, two] = [0, 1].map(|at| listening[at].local_addr());
+    world.simulator.order_to(Target::Address(two.into()), Order::Silence);
+    connect(one, &identity, "localhost", &["h2"]).await.unwrap();
+    let hanging = tokio::spawn(async move {
+        let mut stream = TcpStream::connect(two).await.unwrap();
+        stream.read(&mut [0; 1]).await
+    });
+    let wait = std::time::Duration::from_millis(200);
+    assert!(tokio::time::timeout(wait, connect(two, &identity, "localhost", &["h2"])).await.is_err());
+    assert!(!hanging.is_finished());
+    world.simulator.heal_at(Target::Address(2.into()));
+    assert_eq!(hanging.await.unwrap().unwrap(), 0, "closed: it was never served");
+    connect(two, &identity, "localhost", &["h2"]).await.unwrap();
+    for listening in listening {
+        listening.shutdown().await;
+    }
 }
