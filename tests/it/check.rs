@@ -31,9 +31,14 @@ async fn check_reports_every_mistake_at_once_with_where_it_came_from() {
          [apps.acme.auth]\n\
          team_id = \"TEAM123456\"\n\
          key_id = \"KEY1234567\"\n\
-         key_file = {key:?}\n"
+         key_file = {key:?}\n\
+         [apps.zeta]\n\
+         bundle_id = \"com.zeta.voice\"\n\
+         [apps.zeta.auth]\n\
+         team_id = \"TEAM123456\"\n\
+         cert_file = {key:?}\n"
     );
-    // Six here, and one in the environment.
+    // Eight here, and one in the environment.
     place.write("ringcast.toml", text);
     let ended = run_ringcast(
         &["check", "--config", "ringcast.toml"],
@@ -43,13 +48,15 @@ async fn check_reports_every_mistake_at_once_with_where_it_came_from() {
     .await;
     assert_eq!(ended.code, CONFIGURATION, "{}", ended.stderr);
     assert_eq!(ended.stdout, "", "mistakes are no result");
-    let wanted: [&[&str]; 7] = [
+    let wanted: [&[&str]; 9] = [
         &["amqp.uri (ringcast.toml:2):", "amqp://"],
         &["amqp.prefetchh (ringcast.toml:3):", "prefetch"],
         &["worker.devices_max (ringcast.toml:5):", "5000", "1000"],
         &["worker.answer_grace (ringcast.toml:6):", "one fortnight", "ms"],
         &["apps.acme.environment (ringcast.toml:9):", "staging", "production", "sandbox"],
         &["apps.acme.auth.key_file (ringcast.toml:13):", "key.p8"],
+        &["apps.zeta.auth.cert_file (ringcast.toml:18):", "key.p8", "no certificate"],
+        &["apps.zeta.auth.cert_file (ringcast.toml:18): is set beside", "team_id", "key_file"],
         &["apns.connections (RINGCAST__APNS__CONNECTIONS):", "none", "whole number"],
     ];
     for words in wanted {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use ringcast::simulator::{Certificate, Identity, Options, Simulator};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -18,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::certificate;
 use crate::credential::{answers, invite, start_pipe};
 use crate::place::Place;
-use crate::process::POLL_EVERY;
+use crate::process::{POLL_EVERY, run_ringcast};
 use crate::worker::{Config, GRACE, READY_WITHIN};
 
 /// Who signs clients' certificates.
@@ -189,5 +190,55 @@ async fn an_app_with_a_certificate_shows_it_and_sends_no_token() {
             topic => panic!("{topic}"),
         };
         assert_eq!(push.certificate, expected.certificate, "{}, push {place}", push.topic);
+    }
+}
+
+/// The simulator's reading of Apple's certificates against the worker's: what one writes the other reads.
+#[tokio::test]
+async fn a_certificate_as_apple_issues_it_is_for_its_own_app() {
+    let place = Place::new("apples-certificate");
+    let identity = Identity::ephemeral().expect("an identity can be made");
+    let simulator = Simulator::new(Options::of(&identity)).expect("no file, no failure");
+    let address = (Ipv4Addr::LOCALHOST, 0).into();
+    let listening = simulator.listen(address, identity.server_config()).await.expect("a free port");
+    let url = format!("https://localhost:{}", listening.local_addr().port());
+    let now_ms = u64::try_from(crate::plan::now().unix_timestamp()).expect("after 1970") * 1000;
+    let issued = identity.issue(&Certificate::new("com.acme.voice", now_ms)).expect("a certificate");
+    let file = place.write("voip.pem", issued.certificate_pem + &issued.key_pem);
+    let mut config = Config::bare();
+    config
+        .text("amqp", "uri", "amqp://guest:guest@127.0.0.1:9/%2f")
+        .text("apns", "production", &url)
+        .path("apns", "ca_file", &place.write("ca.pem", identity.ca_pem()))
+        .text("apps.acme", "bundle_id", "com.acme.voice")
+        .path("apps.acme.auth", "cert_file", &file)
+        .path("apps.acme.auth", "key_file", &file);
+    let right = config.write(&place, "right.toml");
+    let mut pipe = start_pipe(&place, &right);
+    pipe.write(invite(1, "acme", "ab01").as_bytes()).await;
+    pipe.close_stdin();
+    assert_eq!(pipe.ended(GRACE).await.code(), Some(0), "{}", pipe.last_words());
+    assert_eq!(answers(&pipe).0[0]["result"], "accepted", "{}", pipe.last_words());
+    let records = simulator.journal().records();
+    assert_eq!(records[0].certificate.as_deref(), Some("com.acme.voice"));
+    assert!(records.iter().all(|record| record.authorization.is_none()));
+
+    let check = async |file: &std::path::Path| {
+        let file = file.to_str().expect("the test's paths are UTF-8");
+        run_ringcast(&["check", "--config", file], &[], place.as_ref()).await
+    };
+    let ended = check(&right).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(
+        ended.stdout.contains("certificate ") && ended.stdout.contains("valid until"),
+        "{}",
+        ended.stdout
+    );
+    // Another app's certificate would be refused push by push.
+    config.text("apps.acme", "bundle_id", "com.acme.chat");
+    let ended = check(&config.write(&place, "wrong.toml")).await;
+    assert_eq!(ended.code, Some(78), "{}", ended.stderr);
+    for word in ["apps.acme.auth.cert_file (", "com.acme.chat.voip", "com.acme.voice.voip", "bundle_id"] {
+        assert!(ended.stderr.contains(word), "{word} in {}", ended.stderr);
     }
 }

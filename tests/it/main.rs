@@ -1,6 +1,6 @@
 //! Black box: the built programs against a real RabbitMQ, over real TLS, with a foreign client. Nothing here knows the
-//! worker's code; what it knows is the contract. The exceptions: `amqp` holds the worker's ends of the two flows, and `credential`
-//! runs the simulator, which shares nothing with the worker, in its own process.
+//! worker's code; what it knows is the contract. The exceptions: `amqp` holds the worker's ends of the two flows;
+//! `credential` and `client_certificate` run the simulator, which shares nothing with the worker, in their own process.
 //!
 //! Without RabbitMQ, Python's pika, curl or h2load these tests fail and say what to install; they never pass in silence.
 //! `tests/run` installs them all.
