@@ -109,8 +109,7 @@ impl Core {
     ) -> Result<Self, StartError> {
         let clock = Clock::system();
         let tls = dial::tls_config(config.apns.ca_file.as_deref())?;
-        let dials = Environment::ALL
-            .map(|environment| dial::tls_dial(config.apns.endpoint(environment).clone(), Arc::clone(&tls)));
+        let dials = Environment::ALL.map(|environment| config.apns.dial(environment, &tls));
         let apns = Apns::new(&config.apns, &config.apps, &dials, &clock, metrics, jitter)?;
         apns.start(&config.apps);
         let key_ids =

@@ -7,15 +7,19 @@ mod gateway;
 mod pool;
 mod pools;
 pub mod provider_token;
+pub mod proxy;
 pub mod request;
 mod response;
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use pools::{Apns, PoolState, SetupError};
 
 use crate::domain::app::Environment;
+use proxy::Proxy;
 
 /// What the APNs rooms are told by the configuration (`[apns]` and the apps' credentials).
 #[derive(Clone, Debug)]
@@ -24,6 +28,8 @@ pub struct Settings {
     pub endpoints: [Endpoint; 2],
     /// `apns.ca_file`: an extra trust root beside the system's.
     pub ca_file: Option<PathBuf>,
+    /// `apns.proxy`: what every connection goes through, if anything.
+    pub proxy: Option<Proxy>,
     /// `apns.connections`: per pool, 1 to 64.
     pub connections: usize,
     /// `apns.request_timeout`: how long one attempt may stay unanswered.
@@ -41,6 +47,17 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') {
+            write!(formatter, "[{host}]:{port}")
+        } else {
+            write!(formatter, "{host}:{port}")
+        }
+    }
+}
+
 /// A provider token's signing key (`[apps.NAME.auth]`), already read and checked. Two apps with the same team and key id
 /// share a pool.
 #[derive(Clone)]
@@ -53,8 +70,8 @@ pub struct Credential {
     pub key: p256::SecretKey,
 }
 
-impl std::fmt::Debug for Credential {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Credential {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Credential")
             .field("team_id", &self.team_id)
@@ -67,5 +84,14 @@ impl Settings {
     /// Where an environment is.
     pub fn endpoint(&self, environment: Environment) -> &Endpoint {
         &self.endpoints[environment.index()]
+    }
+
+    /// The way there, through the proxy if there is one.
+    pub fn dial(&self, environment: Environment, tls: &Arc<rustls::ClientConfig>) -> dial::Dial {
+        let (endpoint, tls) = (self.endpoint(environment).clone(), Arc::clone(tls));
+        match self.proxy.clone() {
+            Some(proxy) => proxy::proxy_dial(proxy, endpoint, tls),
+            None => dial::tls_dial(endpoint, tls),
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Black box: the built programs against a real RabbitMQ, over real TLS, with a foreign client. Nothing here knows the
 //! worker's code; what it knows is the contract. The one exception is `amqp`, which holds the worker's ends of the two flows.
 //!
-//! Without RabbitMQ or without Python's pika these tests fail and say what to install; they never pass in silence.
-//! `tests/run` installs both.
+//! Without RabbitMQ, Python's pika or tinyproxy these tests fail and say what to install; they never pass in silence.
+//! `tests/run` installs them.
 
 mod amqp;
 mod amqps;
@@ -23,6 +23,7 @@ mod pipe;
 mod place;
 mod plan;
 mod process;
+mod proxy;
 mod stop;
 mod tidy;
 mod vhost;

@@ -289,6 +289,7 @@ impl World {
             endpoints: [endpoint(), endpoint()],
             ca_file: None,
             connections: self.plan.connections,
+            proxy: None,
             request_timeout: REQUEST_TIMEOUT,
             credentials: vec![[credential(), credential()]],
         };
