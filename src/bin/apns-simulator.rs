@@ -6,16 +6,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use ringcast::simulator::{Environment, Identity, Options, Script, Simulator};
+use futures_util::future::join_all;
+use ringcast::simulator::{Environment, Identity, Listening, Options, Script, Simulator};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Simulates APNs: real TLS, real HTTP/2, Apple's rules, and faults on request.
 #[derive(Debug, Parser)]
 #[command(name = "apns-simulator", version)]
 struct Arguments {
-    /// Address to listen on; port 0 takes a free one
+    /// Address to listen on, once or more; port 0 takes a free one. Scripts know them by these addresses, or by their
+    /// numbers in this order, from 1
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:2197")]
-    listen: SocketAddr,
+    listen: Vec<SocketAddr>,
     /// Folder with `ca.pem` (for a client to trust), `AuthKey_<K>.p8` (for it to sign with) and the server's files;
     /// what is missing is made
     #[arg(long, value_name = "DIR")]
@@ -115,24 +117,27 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure(1, format!("cannot start: {error}")))?;
-    runtime.block_on(serve(&simulator, &identity, arguments.listen))
+    runtime.block_on(serve(&simulator, &identity, &arguments.listen))
 }
 
-async fn serve(simulator: &Simulator, identity: &Identity, addr: SocketAddr) -> Result<(), Failure> {
+async fn serve(simulator: &Simulator, identity: &Identity, addresses: &[SocketAddr]) -> Result<(), Failure> {
     let cannot_wait = |error: io::Error| Failure(1, format!("cannot wait for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_wait)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_wait)?;
-    let listening = simulator
-        .listen(addr, identity.server_config())
-        .await
-        .map_err(|error| Failure(UNAVAILABLE, format!("--listen {addr}: {error}")))?;
-    eprintln!("apns-simulator listening on https://{}", listening.local_addr());
+    let mut listening = Vec::new();
+    for addr in addresses {
+        let listen = simulator.listen(*addr, identity.server_config()).await;
+        listening.push(listen.map_err(|error| Failure(UNAVAILABLE, format!("--listen {addr}: {error}")))?);
+    }
+    for listening in &listening {
+        eprintln!("apns-simulator listening on https://{}", listening.local_addr());
+    }
     tokio::select! {
         biased;
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    listening.shutdown().await;
+    join_all(listening.into_iter().map(Listening::shutdown)).await;
     simulator.journal().flush().map_err(|error| Failure(1, format!("--journal: {error}")))
 }
 

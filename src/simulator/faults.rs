@@ -7,17 +7,18 @@
 //! Every request is judged honestly first; a fault says whether Apple *processed* it all the same, that is, whether
 //! the phone would have rung: only where the honest judgement accepted it, and the fault says so.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
-use super::chance::Chance;
+use super::peer::Address;
 
-/// Tokens whose requests are counted apart, per fault; tokens beyond are not struck.
-const COUNTED_TOKENS_MAX: usize = 1_000_000;
+mod book;
+#[cfg(test)]
+mod tests;
+
+pub(super) use book::Strike;
+pub use book::{FaultId, Faults};
 
 /// A fault that strikes requests.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,11 +60,13 @@ pub struct When {
     pub count: Option<u64>,
     /// `skip`, `every` and `count` count each device token's requests apart, so that "the first push to each".
     pub each_token: bool,
+    /// Only at this address; others are not counted either. `None`: at all.
+    pub address: Option<Address>,
 }
 
 impl Default for When {
     fn default() -> Self {
-        Self { skip: 0, every: 1, probability: 1.0, count: None, each_token: false }
+        Self { skip: 0, every: 1, probability: 1.0, count: None, each_token: false, address: None }
     }
 }
 
@@ -130,13 +133,17 @@ impl Answer {
     }
 }
 
-/// A GOAWAY. Its last stream id is always true: the highest stream that was processed on the connection.
+/// A GOAWAY. Its last stream id is always true: no stream above it was processed, and none will be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GoAway {
     /// Error code (RFC 9113 section 7); 0 for an orderly end.
     pub code: u32,
     /// Apple's JSON reason in the debug data; `None`: no debug data.
     pub reason: Option<String>,
+    /// The debug data, verbatim, JSON or not, instead of `reason`.
+    pub debug: Option<Bytes>,
+    /// Which requests in flight still count.
+    pub last_stream: LastStream,
     /// Whether the request that was struck is still served; else it counts among the unprocessed.
     pub serve_this: bool,
     /// Two GOAWAYs in a row, the first with the highest possible id and `NO_ERROR` (RFC 9113 section 6.8).
@@ -147,8 +154,44 @@ pub struct GoAway {
 
 impl Default for GoAway {
     fn default() -> Self {
-        Self { code: 0, reason: None, serve_this: true, twice: false, then: Ending::Drain }
+        Self {
+            code: 0,
+            reason: None,
+            debug: None,
+            last_stream: LastStream::Newest,
+            serve_this: true,
+            twice: false,
+            then: Ending::Drain,
+        }
     }
+}
+
+impl GoAway {
+    pub(super) fn debug_data(&self) -> Bytes {
+        match (&self.debug, &self.reason) {
+            (Some(debug), _) => debug.clone(),
+            (None, Some(reason)) => serde_json::json!({ "reason": reason }).to_string().into(),
+            (None, None) => Bytes::new(),
+        }
+    }
+}
+
+/// The last stream id of a [`GoAway`].
+///
+/// A request can be left out only while its answer is held back by a latency: then it becomes unprocessed, its record
+/// in the journal says so, and it is never answered. One that was answered, or that another fault has met, keeps the
+/// last id at its stream or above. A later GOAWAY may lower the id, never raise it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LastStream {
+    /// The newest stream that was judged: all of them still count.
+    #[default]
+    Newest,
+    /// All but that many of the newest streams that wait for their answer.
+    LeaveOut(usize),
+    /// Only what was answered already.
+    Answered,
+    /// This stream, or the lowest above it that is true. Above the newest, streams up to it are still served.
+    Id(u32),
 }
 
 /// What becomes of a connection after its GOAWAY.
@@ -250,10 +293,17 @@ impl Fault {
         self
     }
 
-    /// Only these of the requests.
+    /// Only requests that come in at this address.
+    #[must_use]
+    pub fn address(mut self, address: impl Into<Address>) -> Self {
+        self.when.address = Some(address.into());
+        self
+    }
+
+    /// Only these of the requests. An address that was named before stays, unless `when` names another.
     #[must_use]
     pub fn when(mut self, when: When) -> Self {
-        self.when = when;
+        self.when = When { address: when.address.or(self.when.address), ..when };
         self
     }
 
@@ -262,232 +312,5 @@ impl Fault {
     pub fn times(mut self, count: u64) -> Self {
         self.when.count = Some(count);
         self
-    }
-}
-
-/// All faults of a simulator; they may be changed at any time.
-#[derive(Debug, Default)]
-pub struct Faults {
-    book: Mutex<Book>,
-    /// Lets the usual case, no fault at all, go without a lock.
-    any: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Book {
-    next_id: u64,
-    faults: Vec<(FaultId, Fault, Counts)>,
-    connect_faults: Vec<(FaultId, ConnectFault, Count)>,
-}
-
-/// Names a fault, to remove it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FaultId(u64);
-
-/// What strikes one request.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Strike {
-    pub(super) latency: Duration,
-    pub(super) action: Option<Action>,
-}
-
-impl Faults {
-    /// Adds a fault behind all others.
-    pub fn add(&self, fault: Fault) -> FaultId {
-        let mut book = self.book.lock();
-        let id = book.next_id();
-        book.faults.push((id, fault, Counts::default()));
-        self.any.store(true, Relaxed);
-        id
-    }
-
-    /// Adds a fault that strikes new connections.
-    pub fn add_connect(&self, fault: ConnectFault) -> FaultId {
-        let mut book = self.book.lock();
-        let id = book.next_id();
-        book.connect_faults.push((id, fault, Count::default()));
-        self.any.store(true, Relaxed);
-        id
-    }
-
-    /// Removes one fault; false when it is gone already.
-    pub fn remove(&self, id: FaultId) -> bool {
-        let mut book = self.book.lock();
-        let before = book.faults.len() + book.connect_faults.len();
-        book.faults.retain(|(other, ..)| *other != id);
-        book.connect_faults.retain(|(other, ..)| *other != id);
-        let after = book.faults.len() + book.connect_faults.len();
-        self.any.store(after > 0, Relaxed);
-        after < before
-    }
-
-    /// Removes all faults.
-    pub fn clear(&self) {
-        let mut book = self.book.lock();
-        book.faults.clear();
-        book.connect_faults.clear();
-        self.any.store(false, Relaxed);
-    }
-
-    pub(super) fn strike(&self, token: &str, connection: u64, chance: &Mutex<Chance>) -> Strike {
-        let mut strike = Strike::default();
-        if !self.any.load(Relaxed) {
-            return strike;
-        }
-        let mut book = self.book.lock();
-        let mut chance = chance.lock();
-        for (_, fault, counts) in &mut book.faults {
-            let already_decided = strike.action.is_some() && fault.latency.is_none();
-            if already_decided || !fault.whom.includes(token, connection) {
-                continue;
-            }
-            if !counts.of(token, &fault.when).is_some_and(|count| count.hit(&fault.when, &mut chance)) {
-                continue;
-            }
-            if let Some(Latency { min, max }) = fault.latency {
-                strike.latency += Duration::from_millis(chance.between(whole_ms(min), whole_ms(max)));
-            }
-            if strike.action.is_none() {
-                strike.action.clone_from(&fault.action);
-            }
-        }
-        strike
-    }
-
-    pub(super) fn strike_connect(&self, chance: &Mutex<Chance>) -> Option<ConnectAction> {
-        if !self.any.load(Relaxed) {
-            return None;
-        }
-        let mut book = self.book.lock();
-        let mut chance = chance.lock();
-        let mut struck = |(_, fault, count): &mut (FaultId, ConnectFault, Count)| {
-            count.hit(&fault.when, &mut chance).then(|| fault.action.clone())
-        };
-        book.connect_faults.iter_mut().find_map(&mut struck)
-    }
-}
-
-impl Book {
-    fn next_id(&mut self) -> FaultId {
-        self.next_id += 1;
-        FaultId(self.next_id)
-    }
-}
-
-impl Whom {
-    fn includes(&self, token: &str, connection: u64) -> bool {
-        match self {
-            Self::Everybody => true,
-            Self::Token(only) => only == token,
-            Self::Prefix(prefix) => token.starts_with(prefix.as_str()),
-            Self::Connection(only) => *only == connection,
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    together: Count,
-    apart: BTreeMap<String, Count>,
-}
-
-impl Counts {
-    fn of(&mut self, token: &str, when: &When) -> Option<&mut Count> {
-        if !when.each_token {
-            return Some(&mut self.together);
-        }
-        if !self.apart.contains_key(token) {
-            if self.apart.len() >= COUNTED_TOKENS_MAX {
-                return None;
-            }
-            self.apart.insert(token.to_owned(), Count::default());
-        }
-        self.apart.get_mut(token)
-    }
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Count {
-    seen: u64,
-    struck: u64,
-}
-
-impl Count {
-    fn hit(&mut self, when: &When, chance: &mut Chance) -> bool {
-        let number = self.seen;
-        self.seen += 1;
-        let meant = number >= when.skip && (number - when.skip).is_multiple_of(when.every.max(1));
-        let left = when.count.is_none_or(|count| self.struck < count);
-        let struck = meant && left && chance.hit(when.probability);
-        self.struck += u64::from(struck);
-        struck
-    }
-}
-
-fn whole_ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn history(fault: Fault, tokens: &[&str]) -> Vec<bool> {
-        let (faults, chance) = (Faults::default(), Mutex::new(Chance::new(1)));
-        faults.add(fault);
-        tokens.iter().map(|token| faults.strike(token, 1, &chance).action.is_some()).collect()
-    }
-
-    #[test]
-    fn the_right_requests_are_struck() {
-        let when = |skip, every, count| When { skip, every, count, ..When::default() };
-        let (yes, no) = (true, false);
-        let fault = || Fault::silence(false);
-        assert_eq!(history(fault().token("AA01"), &["aa01", "aa02", "aa0101"]), [yes, no, no]);
-        assert_eq!(history(fault().prefix("Aa"), &["aa01", "bbaa", "aa"]), [yes, no, yes]);
-        assert_eq!(history(fault().connection(1), &["aa", "bb"]), [yes, yes]);
-        assert_eq!(history(fault().connection(2), &["aa", "bb"]), [no, no]);
-        assert_eq!(history(fault().when(when(1, 2, Some(2))), &["a"; 7]), [no, yes, no, yes, no, no, no]);
-        let first_of_each = When { count: Some(1), each_token: true, ..When::default() };
-        assert_eq!(history(fault().when(first_of_each), &["a", "b", "a", "b", "c"]), [yes, yes, no, no, yes]);
-    }
-
-    #[test]
-    fn probability_follows_the_seed() {
-        let draw = |seed| {
-            let (faults, chance) = (Faults::default(), Mutex::new(Chance::new(seed)));
-            faults.add(Fault::silence(false).when(When { probability: 0.5, ..When::default() }));
-            (0..64).map(|_| faults.strike("aa", 1, &chance).action.is_some()).collect::<Vec<_>>()
-        };
-        assert_eq!(draw(4), draw(4));
-        assert_ne!(draw(4), draw(5));
-    }
-
-    #[test]
-    fn delays_add_up_and_the_first_action_decides() {
-        let (faults, chance) = (Faults::default(), Mutex::new(Chance::new(1)));
-        let ms = Duration::from_millis;
-        faults.add(Fault::latency(ms(10), ms(10)));
-        faults.add(Fault::answer(503, "ServiceUnavailable"));
-        let third = faults.add(Fault::answer(500, "InternalServerError").times(1));
-        faults.add(Fault::latency(ms(5), ms(7)));
-        let strike = faults.strike("aa", 1, &chance);
-        assert!((ms(15)..=ms(17)).contains(&strike.latency), "{:?}", strike.latency);
-        assert_eq!(strike.action, Fault::answer(503, "ServiceUnavailable").action);
-        assert!(faults.remove(third));
-        assert!(!faults.remove(third));
-        faults.clear();
-        assert_eq!(faults.strike("aa", 1, &chance), Strike::default());
-    }
-
-    #[test]
-    fn connections_are_struck_too() {
-        let (faults, chance) = (Faults::default(), Mutex::new(Chance::new(1)));
-        faults.add_connect(ConnectFault {
-            when: When { skip: 1, count: Some(1), ..When::default() },
-            action: ConnectAction::Refuse,
-        });
-        let struck: Vec<_> = (0..3).map(|_| faults.strike_connect(&chance).is_some()).collect();
-        assert_eq!(struck, [false, true, false]);
     }
 }

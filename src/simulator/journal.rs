@@ -3,12 +3,16 @@
 //! The journal holds **whole device tokens and payloads**: it is made for test tokens and made-up calls, never for
 //! real ones. Provider tokens are never in it, only what they say of themselves.
 //!
+//! A GOAWAY can take back what was judged and not answered yet: such a request's record is replaced, and in the file the
+//! last line with a sequence number is the one that holds.
+//!
 //! Records are kept in memory up to a limit (the oldest go first), in a file as JSON lines, both, or neither.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -25,7 +29,7 @@ use super::provider_token::Claims;
 const FILE_BUFFER_BYTES: usize = 256 * 1024;
 
 /// One request and what was done with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Record {
     /// When it was judged, in milliseconds since 1970-01-01 UTC by the simulator's clock.
     pub at_ms: u64,
@@ -33,6 +37,9 @@ pub struct Record {
     pub sequence: u64,
     /// Counts connections, from 1.
     pub connection: u64,
+    /// The address that the connection came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
     /// HTTP/2 stream id.
     pub stream: u32,
     /// `:path`
@@ -212,16 +219,14 @@ impl Journal {
         self.entries_max > 0 || self.file.is_some()
     }
 
-    /// Counts a request and keeps the record that `record` makes of its sequence number.
-    pub(super) fn note(&self, processed: bool, record: impl FnOnce(u64) -> Record) {
+    /// Counts a request and keeps the record that `record` makes of its sequence number, which comes back.
+    pub(super) fn note(&self, processed: bool, record: impl FnOnce(u64) -> Record) -> u64 {
         self.processed.fetch_add(u64::from(processed), Ordering::Release);
-        if self.is_kept() {
+        let sequence = if self.is_kept() {
             let mut kept = self.kept.lock(); // held for the count, too: the sequence is the order
-            let record = record(self.count() + 1);
-            if let Some(file) = &self.file {
-                file.lock().write(&record);
-                self.unflushed.store(true, Ordering::Relaxed);
-            }
+            let sequence = self.count() + 1;
+            let record = record(sequence);
+            self.write(&record);
             if self.entries_max > 0 {
                 if kept.records.len() >= self.entries_max {
                     kept.records.pop_front();
@@ -230,10 +235,31 @@ impl Journal {
                 kept.records.push_back(record);
             }
             self.seen.fetch_add(1, Ordering::Release);
+            sequence
         } else {
-            self.seen.fetch_add(1, Ordering::Release);
-        }
+            self.seen.fetch_add(1, Ordering::Release) + 1
+        };
         self.news.notify_waiters();
+        sequence
+    }
+
+    /// A request was not processed after all. Its record in memory is replaced; the file gets one more line with the
+    /// same sequence number.
+    pub(super) fn amend(&self, was_processed: bool, record: Option<Record>) {
+        self.processed.fetch_sub(u64::from(was_processed), Ordering::Release);
+        let Some(record) = record else { return };
+        let mut kept = self.kept.lock();
+        self.write(&record);
+        if let Ok(at) = kept.records.binary_search_by_key(&record.sequence, |kept| kept.sequence) {
+            kept.records[at] = record;
+        }
+    }
+
+    fn write(&self, record: &Record) {
+        if let Some(file) = &self.file {
+            file.lock().write(record);
+            self.unflushed.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -267,6 +293,7 @@ mod tests {
             at_ms: 1,
             sequence,
             connection: 1,
+            address: None,
             stream: 1,
             path: "/3/device/aabb".into(),
             token: "aabb".into(),

@@ -41,8 +41,9 @@ impl Listening {
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let local_addr = listener.local_addr()?;
+        simulator.shared.addresses.number(local_addr); // so that addresses count in the order of the listeners
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(accept(simulator, listener, TlsAcceptor::from(tls), stopped));
+        let task = tokio::spawn(accept(simulator, listener, local_addr, TlsAcceptor::from(tls), stopped));
         Ok(Self { local_addr, stop, task: Some(task) })
     }
 
@@ -74,6 +75,7 @@ impl Drop for Listening {
 async fn accept(
     simulator: Simulator,
     listener: TcpListener,
+    local_addr: SocketAddr,
     tls: TlsAcceptor,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -86,7 +88,7 @@ async fn accept(
             Some(ended) = connections.join_next() => keep_panic(&mut panicked, ended),
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(simulator.clone(), stream, tls.clone(), stopped.clone()));
+                    connections.spawn(serve(simulator.clone(), stream, local_addr, tls.clone(), stopped.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -116,18 +118,20 @@ async fn stop_of(stopped: &mut watch::Receiver<bool>) {
 async fn serve(
     simulator: Simulator,
     stream: TcpStream,
+    local_addr: SocketAddr,
     tls: TlsAcceptor,
     mut stopped: watch::Receiver<bool>,
 ) {
     let shared = &simulator.shared;
-    let struck = shared.faults.strike_connect(&shared.chance);
+    let spot = shared.arrive(Some(local_addr));
+    let struck = shared.faults.strike_connect(spot, &shared.chance);
     if matches!(struck, Some(ConnectAction::Refuse | ConnectAction::Silence)) {
-        return connection::serve(shared, stream, struck, stop_of(&mut stopped)).await; // before TLS
+        return connection::serve(shared, stream, spot, struck, stop_of(&mut stopped)).await; // before TLS
     }
     let _ = stream.set_nodelay(true); // only slower without
     match timeout(HANDSHAKE_TIME_MAX, tls.accept(stream)).await {
         Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-            connection::serve(shared, stream, struck, stop_of(&mut stopped)).await;
+            connection::serve(shared, stream, spot, struck, stop_of(&mut stopped)).await;
         }
         Ok(Ok(_)) => tracing::debug!("a client did not ask for h2 by ALPN"),
         Ok(Err(error)) => tracing::debug!(%error, "TLS failed"),

@@ -54,6 +54,8 @@ pub mod faults;
 pub mod identity;
 pub mod journal;
 pub mod listener;
+pub mod order;
+pub mod peer;
 pub mod provider_token;
 pub mod rules;
 pub mod script;
@@ -63,20 +65,21 @@ pub mod wall;
 mod wire;
 
 pub use devices::{DeviceState, Devices};
-pub use faults::{ConnectAction, ConnectFault, Fault, Faults, GoAway, When};
+pub use faults::{ConnectAction, ConnectFault, Fault, Faults, GoAway, LastStream, When};
 pub use identity::{Identity, VerifyingKey};
 pub use journal::{Journal, Record};
 pub use listener::Listening;
+pub use order::{Order, Target};
+pub use peer::{Address, Peer};
 pub use provider_token::Credential;
 pub use rules::Reason;
 pub use script::Script;
 pub use wall::WallClock;
 
 use chance::Chance;
+use order::{ORDERS_MAX, Signal};
+use peer::{Addresses, Spot};
 use provider_token::Keyring;
-
-/// Orders that wait for a connection to look; a connection that falls behind misses the oldest.
-const ORDERS_MAX: usize = 64;
 
 /// Which of Apple's two worlds this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,23 +159,6 @@ impl std::fmt::Debug for Options {
     }
 }
 
-/// What all live connections can be told at once, whatever they are doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Order {
-    /// Send GOAWAY.
-    GoAway(GoAway),
-    /// Drop the transport.
-    Close,
-    /// Stand still; [`Simulator::heal`] ends it.
-    Freeze,
-}
-
-#[derive(Debug, Clone)]
-enum Signal {
-    Order(Order),
-    Heal,
-}
-
 /// A handle to one simulated APNs; clones are the same one.
 #[derive(Clone)]
 pub struct Simulator {
@@ -190,11 +176,20 @@ struct Shared {
     keyring: Keyring,
     devices: Devices,
     faults: Faults,
+    addresses: Addresses,
     journal: Journal,
     chance: Mutex<Chance>,
     signals: broadcast::Sender<Signal>,
     connections: AtomicU64,
     connections_open: AtomicUsize,
+}
+
+impl Shared {
+    /// Numbers a new connection.
+    fn arrive(&self, address: Option<SocketAddr>) -> Spot {
+        let connection = self.connections.fetch_add(1, Relaxed) + 1;
+        Spot { connection, address: address.map(|socket| self.addresses.number(socket)) }
+    }
 }
 
 impl Simulator {
@@ -211,6 +206,7 @@ impl Simulator {
             keyring: Keyring::new(options.environment, credentials),
             devices: Devices::default(),
             faults: Faults::default(),
+            addresses: Addresses::default(),
             journal: Journal::open(options.journal_entries_max, options.journal_file.as_deref())?,
             chance: Mutex::new(Chance::new(options.seed)),
             signals: broadcast::channel(ORDERS_MAX).0,
@@ -227,11 +223,29 @@ impl Simulator {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let struck = self.shared.faults.strike_connect(&self.shared.chance);
-        connection::serve(&self.shared, io, struck, std::future::pending()).await;
+        self.serve_peer(io, Peer::default()).await;
     }
 
-    /// Binds `addr` and serves it with TLS in the background, until [`Listening::shutdown`] or its drop.
+    /// The same for a connection that came to `address`.
+    pub async fn serve_at<IO>(&self, io: IO, address: SocketAddr)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.serve_peer(io, Peer::at(address)).await;
+    }
+
+    /// The same with all that is known of the other end.
+    pub async fn serve_peer<IO>(&self, io: IO, peer: Peer)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let spot = self.shared.arrive(peer.address);
+        let struck = self.shared.faults.strike_connect(spot, &self.shared.chance);
+        connection::serve(&self.shared, io, spot, struck, std::future::pending()).await;
+    }
+
+    /// Binds `addr` and serves it with TLS in the background, until [`Listening::shutdown`] or its drop. Each call is an
+    /// [`Address`] of its own.
     pub async fn listen(&self, addr: SocketAddr, tls: Arc<ServerConfig>) -> io::Result<Listening> {
         Listening::bind(self.clone(), addr, tls).await
     }
@@ -262,18 +276,6 @@ impl Simulator {
         for fault in script.connect_faults {
             self.shared.faults.add_connect(fault);
         }
-    }
-
-    /// Tells all live connections something, idle or not.
-    pub fn order(&self, order: Order) {
-        let _ = self.shared.signals.send(Signal::Order(order)); // an error only says that there is no connection
-    }
-
-    /// Removes all faults, and lets connections that stand still go on. Device states stay. Requests that were met
-    /// with silence stay unanswered: they are lost.
-    pub fn heal(&self) {
-        self.shared.faults.clear();
-        let _ = self.shared.signals.send(Signal::Heal);
     }
 
     /// Connections served right now.

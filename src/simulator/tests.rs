@@ -1,7 +1,9 @@
 //! The simulator seen from a client, over an in-memory pipe on a paused clock; and once over real TLS.
 
+mod address;
 mod client;
 mod faulty;
+mod goaway;
 mod honest;
 mod limit;
 mod tls;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::super::faults::{Action, Answer, GoAway, Strike};
 use super::super::journal::{Body, Record};
 use super::super::provider_token::{Claims, fingerprint};
 use super::super::rules::{self, Reason, Refusal};
-use super::Connection;
+use super::state::{Connection, Held};
 
 /// A body is read to its end, but no more than this is kept of it: enough to see that it is too large.
 const BODY_KEPT_BYTES: usize = 16 * 1024;
@@ -45,10 +46,7 @@ pub(super) async fn run(
     }
     let judged = judge(connection, &head, &body);
     let token = rules::path_token(head.uri.path()).and_then(rules::read_token).unwrap_or_default();
-    let Strike { latency, action } = shared.faults.strike(&token, connection.number, &shared.chance);
-    if !action.as_ref().is_some_and(promises_unprocessed) {
-        connection.note_processed(stream);
-    }
+    let Strike { latency, action } = shared.faults.strike(&token, connection.spot, &shared.chance);
     let accepted = judged.verdict.is_ok();
     let authorized = judged.claims.is_some();
     let bad_device_token =
@@ -65,10 +63,10 @@ pub(super) async fn run(
         Some(Action::Close { .. }) => (None, Some("close")),
     };
     let processed = accepted && action.as_ref().is_none_or(lets_ring);
-    shared.journal.note(processed, |sequence| {
+    let sequence = shared.journal.note(processed, |sequence| {
         let notes = Notes {
             at_ms: judged.at_ms,
-            claims: judged.claims,
+            claims: judged.claims.clone(),
             apns_id: Some(&apns_id),
             status: reply.as_ref().map(|reply| reply.status.as_u16()),
             reason: reply.as_ref().and_then(|reply| reply.reason.clone()),
@@ -77,8 +75,31 @@ pub(super) async fn run(
         };
         record(connection, sequence, stream, &head.uri, &head.headers, &body, notes)
     });
-    if !latency.is_zero() && wait(latency, &mut respond).await.is_err() {
-        return;
+    let counts = !action.as_ref().is_some_and(promises_unprocessed);
+    if latency.is_zero() {
+        if counts {
+            connection.judged(stream, None);
+        }
+    } else {
+        let otherwise = shared.journal.is_kept().then(|| {
+            let notes = Notes {
+                claims: judged.claims,
+                apns_id: Some(&apns_id),
+                ..Notes::of_fault(judged.at_ms, "goaway")
+            };
+            record(connection, sequence, stream, &head.uri, &head.headers, &body, notes)
+        });
+        if counts {
+            connection.judged(stream, Some(Held { processed, otherwise }));
+        }
+        let waited = wait(connection, latency, &mut respond).await;
+        if !connection.settle(stream) {
+            respond.send_reset(Code::REFUSED_STREAM); // a GOAWAY has left it out
+            return;
+        }
+        if waited.is_err() {
+            return;
+        }
     }
     act(connection, action.as_ref(), &mut respond);
     match reply {
@@ -128,12 +149,21 @@ fn lets_ring(action: &Action) -> bool {
     }
 }
 
-/// Waits, or fails when the client gives the stream up before.
-async fn wait(latency: Duration, respond: &mut SendResponse<Bytes>) -> Result<(), ()> {
-    tokio::select! {
-        biased;
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => Err(()),
-        () = tokio::time::sleep(latency) => Ok(()),
+/// Waits, or until a GOAWAY leaves the stream out. Fails when the client gives it up before.
+async fn wait(
+    connection: &Connection<'_>,
+    latency: Duration,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(), ()> {
+    let stream = respond.stream_id().as_u32();
+    let mut over = pin!(tokio::time::sleep(latency));
+    loop {
+        tokio::select! {
+            biased;
+            () = connection.recalled.notified() => if connection.is_unprocessed(stream) { return Ok(()) },
+            _ = poll_fn(|cx| respond.poll_reset(cx)) => return Err(()),
+            () = &mut over => return Ok(()),
+        }
     }
 }
 
@@ -301,7 +331,8 @@ pub(super) fn record(
     Record {
         at_ms: notes.at_ms,
         sequence,
-        connection: connection.number,
+        connection: connection.spot.connection,
+        address: connection.spot.address.map(|address| address.socket),
         stream,
         path: uri.path().to_owned(),
         token: rules::path_token(uri.path()).unwrap_or_default().to_ascii_lowercase(),

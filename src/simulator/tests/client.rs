@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::simulator::provider_token::tests::sign;
-use crate::simulator::{Options, Simulator, VerifyingKey};
+use crate::simulator::{Options, Peer, Simulator, VerifyingKey};
 
 pub(super) const START_S: u64 = 1_795_000_000;
 pub(super) const TOKEN: &str = "00aa11bb22cc33dd";
@@ -49,9 +49,13 @@ impl World {
     }
 
     pub(super) async fn connect(&self) -> Client {
+        self.connect_as(Peer::default()).await
+    }
+
+    pub(super) async fn connect_as(&self, peer: Peer) -> Client {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let simulator = self.simulator.clone();
-        let served = tokio::spawn(async move { simulator.serve(far).await });
+        let served = tokio::spawn(async move { simulator.serve_peer(far, peer).await });
         let mut client = Client::handshake(near, self.provider_token(START_S)).await.unwrap();
         client.served = Some(served);
         client

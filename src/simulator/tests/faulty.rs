@@ -130,63 +130,6 @@ async fn a_closed_connection_loses_everything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn goaway_answers_what_it_counts_and_names_apples_reason() {
-    let world = World::new();
-    let faults = world.simulator.faults();
-    faults.add(Fault::latency(SECOND, SECOND).token("aa01"));
-    let go_away = GoAway { reason: Some("Shutdown".into()), serve_this: false, ..GoAway::default() };
-    faults.add(Fault::go_away(go_away).token("aa02"));
-    let mut client = world.connect().await;
-    let (slow, struck) = (client.request("aa01"), client.request("aa02"));
-    let (slow, struck) = (client.start(slow, "{}"), client.start(struck, "{}"));
-    let error = struck.await.unwrap_err();
-    assert_eq!(describe(&error), "remote goaway NO_ERROR", "{error}");
-    assert!(error.to_string().contains("Shutdown"), "{error}");
-    assert_eq!(last_fault(&world), (Some("goaway"), false));
-    assert_eq!(slow.await.unwrap().status, 200, "below the last id");
-    client.served.take().unwrap().await.unwrap();
-    client.ended.await.unwrap().unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn goaway_may_serve_its_cause_come_twice_and_on_an_idle_connection() {
-    let world = World::new();
-    let go_away = GoAway { twice: true, ..GoAway::default() };
-    world.simulator.faults().add(Fault::go_away(go_away.clone()).times(1));
-    let mut client = world.connect().await;
-    assert_eq!(client.outcome(TOKEN).await, "200");
-    assert_eq!(last_fault(&world), (Some("goaway"), true));
-    client.ended.await.unwrap().unwrap();
-
-    let client = world.connect().await;
-    tokio::task::yield_now().await;
-    world.simulator.order(Order::GoAway(go_away));
-    client.ended.await.unwrap().unwrap();
-    assert_eq!(world.simulator.journal().count(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn goaway_may_lose_what_it_counts() {
-    let world = World::new();
-    let faults = world.simulator.faults();
-    let go_away = |then| Fault::go_away(GoAway { serve_this: true, then, code: 7, ..GoAway::default() });
-    faults.add(go_away(Ending::Silence).token("aa01"));
-    faults.add(go_away(Ending::Close).token("aa02"));
-    faults.add(Fault::latency(SECOND, SECOND).token("aa03"));
-    let mut client = world.connect().await;
-    let request = client.request("aa01");
-    let silent = client.start(request, "{}");
-    assert!(timeout(SECOND * 60, silent).await.is_err());
-    assert!(!client.ping().await);
-
-    let mut client = world.connect().await;
-    let (slow, struck) = (client.request("aa03"), client.request("aa02"));
-    let (slow, struck) = (client.start(slow, "{}"), client.start(struck, "{}"));
-    let _ = struck.await;
-    assert_eq!(describe(&slow.await.unwrap_err()), "local io", "counted, and lost");
-}
-
-#[tokio::test(start_paused = true)]
 async fn connections_can_go_wrong_from_the_start() {
     let world = World::new();
     let strike = |action| {

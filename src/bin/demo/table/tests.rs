@@ -68,23 +68,16 @@ fn record(call: &Call, phone: &town::Phone, processed: bool, is_struck: bool) ->
         (false, _) => (Some(200), None),
     };
     Record {
-        at_ms: 0,
-        sequence: 0,
         connection: 1,
         stream: 1,
-        path: String::new(),
         token: phone.token.clone(),
         apns_id: phone.token.clone(),
-        topic: None,
-        expiration: None,
-        priority: None,
-        push_type: None,
-        authorization: None,
         body: Body(Bytes::from(body)),
         status,
         reason: None::<Cow<'static, str>>,
         fault,
         processed,
+        ..Record::default()
     }
 }
 
