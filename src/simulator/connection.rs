@@ -7,6 +7,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -22,8 +23,10 @@ use super::wire::{Control, Wire};
 
 mod exchange;
 mod state;
+mod window;
 
 use state::{Connection, Then};
+use window::Due;
 
 /// What senders have seen Apple announce (SETTINGS, RFC 9113 section 6.5.2).
 const HEADER_LIST_BYTES_MAX: u32 = 8000;
@@ -111,14 +114,20 @@ where
     let full_limit = shared.options.max_concurrent_streams;
     let control = Control::new(full_limit);
     let connection = Connection::new(shared, spot, control.clone());
-    if shared.options.one_stream_first {
-        connection.set_limit(1);
-    }
+    connection.set_one_stream(shared.options.one_stream_first);
     if shared.faults.is_silent(spot) {
         control.freeze(true); // ordered while TLS was under way
     }
-    if struck == Some(ConnectAction::Deaf) {
-        control.deafen(true);
+    let (mut hold_settings, mut stream_window) = (Duration::ZERO, None);
+    match &struck {
+        Some(ConnectAction::Deaf) => control.deafen(true),
+        Some(ConnectAction::Limit { streams }) => connection.set_cap(Some(*streams)),
+        Some(ConnectAction::SlowSettings { after }) => hold_settings = after.draw(&mut shared.chance.lock()),
+        Some(ConnectAction::SlowWindow { after, stream_window: window }) => {
+            connection.windows.slow_down(*after);
+            stream_window = *window;
+        }
+        _ => {}
     }
     let mut builder = h2::server::Builder::new();
     builder
@@ -127,26 +136,33 @@ where
         .max_concurrent_reset_streams(RESET_STREAMS_REMEMBERED)
         .max_pending_accept_reset_streams(RESET_STREAMS_REMEMBERED)
         .max_local_error_reset_streams(None);
+    if let Some(bytes) = stream_window {
+        builder.initial_window_size(bytes);
+    }
     let mut stop = pin!(stop);
     let mut stopping = false;
+    let mut holding = !hold_settings.is_zero();
+    let mut settings_due = pin!(tokio::time::sleep(hold_settings));
     let mut handshake = pin!(builder.handshake(Wire::new(io, control)));
     let mut http2 = loop {
         tokio::select! {
             biased;
             () = &mut stop => return Ok(()),
             signal = signals.recv() => {
-                connection.heed(signal);
+                holding &= !connection.heed(signal);
                 if connection.is_closing() {
                     return Ok(());
                 }
             }
-            http2 = &mut handshake => break http2?,
+            () = &mut settings_due, if holding => holding = false,
+            http2 = &mut handshake, if !holding => break http2?,
         }
     };
     if let Some(ConnectAction::GoAway { reason }) = struck {
         connection.go_away(&GoAway { reason: Some(reason), ..GoAway::default() });
     }
     let mut in_flight = FuturesUnordered::new();
+    let mut windows_due = FuturesUnordered::new();
     loop {
         let turn = poll_fn(|cx| {
             loop {
@@ -165,6 +181,10 @@ where
                     }
                 }
                 while let Poll::Ready(Some(())) = in_flight.poll_next_unpin(cx) {
+                    idle = false;
+                }
+                windows_due.extend(connection.windows.take_due().into_iter().map(Due::give_back));
+                while let Poll::Ready(Some(())) = windows_due.poll_next_unpin(cx) {
                     idle = false;
                 }
                 // At the end only once an idle round has shown that `h2` has written all it had.
@@ -195,7 +215,9 @@ where
                 stopping = true;
                 connection.go_away(&GoAway::default());
             }
-            signal = signals.recv() => connection.heed(signal),
+            signal = signals.recv() => {
+                connection.heed(signal);
+            }
             ended = turn => return ended,
         }
     }

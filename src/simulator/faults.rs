@@ -228,6 +228,24 @@ pub enum ConnectAction {
     },
     /// Served, but PINGs go unanswered.
     Deaf,
+    /// The server's first SETTINGS come that much later, and everything else with them.
+    SlowSettings {
+        /// How much.
+        after: Latency,
+    },
+    /// Window is given back late: twelve or so bodies of 5 KiB fill the 65,535 bytes that a connection begins with, and
+    /// the next one waits.
+    SlowWindow {
+        /// How much later each part of a body is taken off the windows of its stream and of the connection.
+        after: Latency,
+        /// The window that each stream begins with; `None`: 65,535 bytes, as Apple's.
+        stream_window: Option<u32>,
+    },
+    /// This stream limit instead of the usual one, until it is healed.
+    Limit {
+        /// 0 included.
+        streams: u32,
+    },
 }
 
 impl Fault {

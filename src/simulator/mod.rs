@@ -114,6 +114,9 @@ pub struct Options {
     pub one_stream_first: bool,
     /// One stream after every 400 or 403, until the next 200, as senders have seen it.
     pub one_stream_after_rejection: bool,
+    /// GOAWAY (`Maximum active streams violated for this endpoint.`, code 7) to a client that opens a stream above the
+    /// limit that it has acknowledged, besides refusing the stream.
+    pub go_away_on_excess: bool,
     /// GOAWAY after that many `BadDeviceToken` on one connection; `None`: never.
     pub bad_device_tokens_max: Option<u64>,
     /// Records kept in memory; 0: none.
@@ -139,6 +142,7 @@ impl Options {
             max_concurrent_streams: 1000,
             one_stream_first: false,
             one_stream_after_rejection: false,
+            go_away_on_excess: false,
             bad_device_tokens_max: None,
             journal_entries_max: 1_000_000,
             journal_file: None,

@@ -1,7 +1,7 @@
 //! What live connections are told from outside, whatever they are doing.
 
 use super::Simulator;
-use super::faults::GoAway;
+use super::faults::{GoAway, Latency};
 use super::peer::{Address, Spot};
 
 /// Orders that wait for a connection to look; a connection that falls behind misses the oldest.
@@ -20,6 +20,13 @@ pub enum Order {
     Silence,
     /// Leave PINGs unanswered from now on, and serve as before.
     Deafen,
+    /// Announce another stream limit, 0 included, and keep to it until it is healed. It cannot exceed
+    /// [`Options::max_concurrent_streams`](super::Options::max_concurrent_streams), and where one stream is the rule
+    /// for a while, that rule stands beside it.
+    Limit(u32),
+    /// Give window back that much later from now on: see
+    /// [`ConnectAction::SlowWindow`](super::ConnectAction::SlowWindow).
+    SlowWindow(Latency),
 }
 
 /// Who is told.

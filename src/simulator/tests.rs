@@ -6,4 +6,5 @@ mod faulty;
 mod goaway;
 mod honest;
 mod limit;
+mod slow;
 mod tls;

@@ -31,7 +31,7 @@ pub(super) async fn run(
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, mut stream) = request.into_parts();
-    let Some(body) = read_body(&mut stream).await else {
+    let Some(body) = read_body(connection, &mut stream).await else {
         return; // the client gave it up
     };
     let stream = respond.stream_id().as_u32();
@@ -168,12 +168,12 @@ async fn wait(
 }
 
 /// The whole body, up to [`BODY_KEPT_BYTES`]; `None` when the stream broke.
-async fn read_body(stream: &mut RecvStream) -> Option<Bytes> {
+async fn read_body(connection: &Connection<'_>, stream: &mut RecvStream) -> Option<Bytes> {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     while let Some(chunk) = stream.data().await {
         let chunk = chunk.ok()?;
-        let _ = stream.flow_control().release_capacity(chunk.len()); // fails only on a broken stream
+        connection.windows.used(stream.flow_control(), chunk.len(), &connection.shared.chance);
         if first.is_empty() {
             first = chunk;
         } else if rest.is_empty() {

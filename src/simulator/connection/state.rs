@@ -18,7 +18,10 @@ use super::super::peer::Spot;
 use super::super::provider_token::Session;
 use super::super::wire::Control;
 use super::exchange;
+use super::window::Windows;
 
+/// What senders have seen Apple say to one that exceeds the stream limit.
+const EXCESS: &[u8] = b"Maximum active streams violated for this endpoint.";
 /// The highest stream id there is (RFC 9113 section 5.1.1).
 const STREAM_ID_MAX: u32 = (1 << 31) - 1;
 
@@ -31,12 +34,17 @@ pub(super) struct Connection<'a> {
     state: Mutex<State>,
     /// Wakes requests that a GOAWAY has left out.
     pub(super) recalled: Notify,
+    pub(super) windows: Windows,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// The limit that was announced last.
     announced_limit: Option<u32>,
+    /// An order's limit.
+    cap: Option<u32>,
+    /// One stream until an answer opens the others.
+    one_stream: bool,
     /// The highest stream whose fate is out of our hands: answered, or met by a fault (but for a promise that nothing
     /// was processed).
     settled: u32,
@@ -100,6 +108,7 @@ impl<'a> Connection<'a> {
             session: Mutex::default(),
             state: Mutex::default(),
             recalled: Notify::new(),
+            windows: Windows::default(),
         }
     }
 
@@ -113,6 +122,13 @@ impl<'a> Connection<'a> {
         let refusal = if self.is_unprocessed(respond.stream_id().as_u32()) {
             "going away"
         } else if in_flight >= self.control.limit() as usize {
+            if self.shared.options.go_away_on_excess {
+                self.go_away(&GoAway {
+                    code: Code::REFUSED_STREAM.into(),
+                    debug: Some(Bytes::from_static(EXCESS)),
+                    ..GoAway::default()
+                });
+            }
             "stream limit"
         } else {
             return Some(respond);
@@ -185,10 +201,28 @@ impl<'a> Connection<'a> {
         self.state.lock().going_away.is_some()
     }
 
-    /// Announces a stream limit unless it stands already.
-    pub(super) fn set_limit(&self, limit: u32) {
+    /// Lets one stream through until an answer opens the others, or opens them.
+    pub(super) fn set_one_stream(&self, one_stream: bool) {
         let mut state = self.state.lock();
-        if state.announced_limit.unwrap_or(self.shared.options.max_concurrent_streams) != limit {
+        if state.one_stream != one_stream {
+            state.one_stream = one_stream;
+            self.announce(&mut state);
+        }
+    }
+
+    /// Another limit from outside, or (`None`) the usual one.
+    pub(super) fn set_cap(&self, cap: Option<u32>) {
+        let mut state = self.state.lock();
+        state.cap = cap;
+        self.announce(&mut state);
+    }
+
+    /// Announces the stream limit unless it stands already.
+    fn announce(&self, state: &mut State) {
+        let usual = self.shared.options.max_concurrent_streams;
+        let cap = state.cap.map_or(usual, |cap| cap.min(usual));
+        let limit = if state.one_stream { cap.min(1) } else { cap };
+        if state.announced_limit.unwrap_or(usual) != limit {
             state.announced_limit = Some(limit);
             self.control.announce_limit(limit);
         }
@@ -198,9 +232,9 @@ impl<'a> Connection<'a> {
     pub(super) fn answered(&self, status: u16, authorized: bool, bad_device_token: bool) {
         let options = &self.shared.options;
         if options.one_stream_after_rejection && matches!(status, 400 | 403) {
-            self.set_limit(1);
+            self.set_one_stream(true);
         } else if authorized && (status == 200 || !options.one_stream_after_rejection) {
-            self.set_limit(options.max_concurrent_streams);
+            self.set_one_stream(false);
         }
         if bad_device_token {
             let mut state = self.state.lock();
@@ -213,23 +247,30 @@ impl<'a> Connection<'a> {
         }
     }
 
-    pub(super) fn heed(&self, signal: Result<Signal, RecvError>) {
-        let Ok(Signal { target, what }) = signal else { return };
+    /// Does what was ordered; true when that was to heal.
+    pub(super) fn heed(&self, signal: Result<Signal, RecvError>) -> bool {
+        let Ok(Signal { target, what }) = signal else { return false };
         if !target.includes(self.spot) {
-            return;
+            return false;
         }
+        let heals = matches!(what, What::Heal);
         match what {
             What::Heal => self.heal(),
             What::Order(Order::Freeze | Order::Silence) => self.control.freeze(true),
             What::Order(Order::Deafen) => self.control.deafen(true),
             What::Order(Order::GoAway(order)) => self.go_away(&order),
             What::Order(Order::Close) => self.close(),
+            What::Order(Order::Limit(streams)) => self.set_cap(Some(streams)),
+            What::Order(Order::SlowWindow(after)) => self.windows.slow_down(after),
         }
+        heals
     }
 
     fn heal(&self) {
         self.control.freeze(false);
         self.control.deafen(false);
+        self.windows.speed_up();
+        self.set_cap(None);
         let mut state = self.state.lock();
         if state.ending == Some(Ending::Silence) {
             state.ending = Some(Ending::Close);

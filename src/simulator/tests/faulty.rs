@@ -5,9 +5,9 @@ use std::time::Duration;
 use h2::Reason as Code;
 use tokio::time::{Instant, timeout};
 
-use super::client::{Client, START_S, TOKEN, World, describe};
-use crate::simulator::faults::{Action, Answer, Ending, Whom};
-use crate::simulator::{ConnectAction, ConnectFault, Fault, GoAway, Order, When};
+use super::client::{Client, START_S, TOKEN, World};
+use crate::simulator::faults::{Action, Answer, Whom};
+use crate::simulator::{ConnectAction, ConnectFault, Fault, Order, When};
 
 const SECOND: Duration = Duration::from_secs(1);
 
