@@ -18,6 +18,7 @@ mod client;
 mod contract;
 mod health;
 mod http;
+mod incident;
 mod load;
 mod pipe;
 mod place;

@@ -33,9 +33,9 @@ impl<'a> Proxy<'a> {
         let target = apple.url().rsplit(':').next().expect("a URL with a port");
         let text = format!(
             "Port {}\nListen 127.0.0.1\nTimeout 600\nMaxClients 100\nAllow 127.0.0.1\nConnectPort {target}\n\
-             BasicAuth {user} {password}\nLogLevel Connect\nLogFile {:?}\n",
+             BasicAuth {user} {password}\nLogLevel Connect\nLogFile \"{}\"\n",
             ports.first,
-            place.path("proxy.log"),
+            place.path("proxy.log").display(),
         );
         let file = place.write("tinyproxy.conf", text);
         let process = Self::spawn(place, &file);
