@@ -35,6 +35,9 @@ pub struct Metrics {
     apns_oldest_unanswered: GaugeVec,
     apns_goaways: IntCounterVec,
     apns_dials: IntCounterVec,
+    apns_connection_ends: IntCounterVec,
+    apns_circuit_open: IntGaugeVec,
+    apns_suspect_tokens: IntGaugeVec,
     provider_token_age: GaugeVec,
     token_events: IntCounterVec,
     amqp_connected: IntGaugeVec,
@@ -123,6 +126,21 @@ impl Metrics {
                 "ringcast_apns_dials_total",
                 "Attempts to open a connection to APNs, by result: `connected`, `failed`.",
                 &["environment", "result"],
+            ),
+            apns_connection_ends: declare.counters(
+                "ringcast_apns_connection_ends_total",
+                "Connections to APNs that went out of use, by why: `goaway`, `closed`, `no_pong` (stalled), `unanswered`, `provider_token`, `replaced` (due), `shrunk`, `stopped`.",
+                &["environment", "end"],
+            ),
+            apns_circuit_open: declare.gauges(
+                "ringcast_apns_circuit_open",
+                "1 while Apple refuses the credential of an app, so that its calls are rejected at once.",
+                &["app", "environment"],
+            ),
+            apns_suspect_tokens: declare.gauges(
+                "ringcast_apns_suspect_tokens",
+                "Device tokens that Apple rejected lately and that take a connection of their own.",
+                &["environment"],
             ),
             provider_token_age: declare.float_gauges(
                 "ringcast_provider_token_age_seconds",
@@ -243,6 +261,22 @@ impl Metrics {
     /// A device expired in a stage: `broker`, `queue`, `slot`, `retry`.
     pub fn expired(&self, stage: &str) {
         self.expired.with_label_values(&[stage]).inc();
+    }
+
+    /// A connection went out of use.
+    pub fn apns_connection_end(&self, environment: &str, end: &str) {
+        self.apns_connection_ends.with_label_values(&[environment, end]).inc();
+    }
+
+    /// Whether Apple refuses an app's credential.
+    pub fn apns_circuit(&self, app: &str, environment: &str, is_open: bool) {
+        self.apns_circuit_open.with_label_values(&[app, environment]).set(i64::from(is_open));
+    }
+
+    /// How many device tokens take a connection of their own.
+    pub fn apns_suspect_tokens(&self, environment: &str, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.apns_suspect_tokens.with_label_values(&[environment]).set(count);
     }
 
     /// An attempt starts: `first`, `unprocessed`, `transient`, `ambiguous`.

@@ -1,38 +1,29 @@
 //! One HTTP/2 connection to APNs: its handshake, its provider token, its end.
 
-use std::future::Future;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::client::SendRequest;
 use http::HeaderValue;
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::dial::{BoxedIo, DialError};
-use super::provider_token::{MintError, ProviderToken, TokenMint};
-use crate::domain::response::Reason;
-
-/// A connection keeps its provider token at least this long: APNs answers a change within 20 minutes with 429
-/// TooManyProviderTokenUpdates (Apple, *Establishing a token-based connection to APNs*).
-const TOKEN_KEPT: Duration = Duration::from_secs(20 * 60 + 30);
+use super::goaway;
+use super::provider_token::{MintError, PinError, Pinned, TokenMint};
+use super::request::Body;
 
 /// Streams that were given up are remembered this long, and this many: an answer to a forgotten one would count as a fault
 /// of the peer, and h2 closes the connection after 1024 of them.
 const RESET_STREAMS_MAX: usize = 10_000;
 const RESET_STREAMS_KEPT: Duration = Duration::from_mins(1);
-
-/// Between two PINGs on a connection, in use or idle.
-const PING_PAUSE: Duration = Duration::from_secs(15);
-
-/// How long a PONG may take.
-const PONG_WAIT: Duration = Duration::from_secs(3);
 
 /// Bytes of an answer's headers at most.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
@@ -43,22 +34,25 @@ const HEADER_BYTES_MAX: u32 = 16 * 1024;
 pub(super) struct Connection {
     /// Starts at 1.
     pub id: u64,
+    /// Where it leads.
+    pub address: SocketAddr,
+    /// When it was opened.
+    pub opened: Instant,
     /// Opens streams.
-    pub sender: SendRequest<Bytes>,
+    pub sender: SendRequest<Body>,
     /// Asked by the driver whether new streams are refused.
-    probe: Mutex<SendRequest<Bytes>>,
-    /// It was handed out; for the metric, which outlives it.
-    pub admitted: Arc<AtomicBool>,
+    probe: Mutex<SendRequest<Body>>,
     /// An answer other than a refused provider token came: more than one stream may be open.
     proven: AtomicBool,
+    /// Answers in a row that were a failure of Apple's.
+    failures: AtomicU32,
     token: Mutex<Pinned>,
-    retired: watch::Sender<bool>,
-}
-
-#[derive(Debug)]
-struct Pinned {
-    token: Arc<ProviderToken>,
-    since: Instant,
+    /// No new streams; says why, once.
+    retired: OnceLock<Arc<str>>,
+    /// Stops its driver, and with that every request on it.
+    driver: OnceLock<AbortHandle>,
+    /// Wakes its watch when the first of its streams is given out.
+    pub alarm: Arc<Notify>,
 }
 
 /// What a connection's driver reports while it runs.
@@ -76,6 +70,8 @@ pub(super) enum OpenError {
     Dial(#[from] DialError),
     #[error("the HTTP/2 handshake failed: {0}")]
     Handshake(h2::Error),
+    #[error("closed before it was usable: {0}")]
+    Closed(Arc<str>),
     #[error(transparent)]
     Mint(#[from] MintError),
     #[error("not usable within {} s", .0.as_secs())]
@@ -83,15 +79,14 @@ pub(super) enum OpenError {
 }
 
 /// The h2 connection, which must be driven for anything to happen on it.
-pub(super) type Driver = h2::client::Connection<BoxedIo, Bytes>;
+pub(super) type Driver = h2::client::Connection<BoxedIo, Body>;
 
 /// Shakes hands. The connection is not usable before [`prove_alive`] has returned while the driver runs.
 pub(super) async fn shake_hands(
     io: BoxedIo,
     id: u64,
-    mint: &TokenMint,
+    address: SocketAddr,
 ) -> Result<(Arc<Connection>, Driver), OpenError> {
-    let token = mint.current()?;
     let (sender, driver) = h2::client::Builder::new()
         .enable_push(false)
         .initial_max_send_streams(1)
@@ -103,29 +98,23 @@ pub(super) async fn shake_hands(
         .map_err(OpenError::Handshake)?;
     let connection = Connection {
         id,
+        address,
+        opened: Instant::now(),
         probe: Mutex::new(sender.clone()),
         sender,
-        admitted: Arc::default(),
         proven: AtomicBool::new(false),
-        token: Mutex::new(Pinned { token, since: Instant::now() }),
-        retired: watch::Sender::new(false),
+        failures: AtomicU32::new(0),
+        token: Mutex::default(),
+        retired: OnceLock::new(),
+        driver: OnceLock::new(),
+        alarm: Arc::default(),
     };
     Ok((Arc::new(connection), driver))
 }
 
 /// Awaits a PONG: the peer is there, and its settings, which came first, are known (RFC 9113 §6.5.3, §6.7).
-pub(super) async fn prove_alive(ping_pong: &mut h2::PingPong) -> Result<(), OpenError> {
-    ping_pong.ping(h2::Ping::opaque()).await.map(|_| ()).map_err(OpenError::Handshake)
-}
-
-/// Returns when a PING stays without its PONG. A connection that died in silence, behind a NAT say, shows in nothing else.
-pub(super) async fn fall_silent(mut ping_pong: h2::PingPong) {
-    loop {
-        sleep(PING_PAUSE).await;
-        if !matches!(timeout(PONG_WAIT, prove_alive(&mut ping_pong)).await, Ok(Ok(()))) {
-            return;
-        }
-    }
+pub(super) async fn prove_alive(ping_pong: &mut h2::PingPong) -> Result<(), h2::Error> {
+    ping_pong.ping(h2::Ping::opaque()).await.map(|_| ())
 }
 
 /// Drives a connection to its end and reports on the way. It ends when the peer closes, or when its last handle and its last
@@ -151,7 +140,7 @@ pub(super) async fn drive(mut driver: Driver, connection: Weak<Connection>, obse
         };
         if let Some(error) = &refused {
             let why = error.to_string();
-            let goaway = (error.is_go_away() && error.is_remote()).then(|| goaway_reason(&why));
+            let goaway = (error.is_go_away() && error.is_remote()).then(|| goaway::label(&why));
             reported = true;
             observer.ended(&connection, &why, goaway);
         } else if let Poll::Ready(result) = &end {
@@ -167,16 +156,14 @@ pub(super) async fn drive(mut driver: Driver, connection: Weak<Connection>, obse
 }
 
 impl Connection {
-    /// The `authorization` header of the next request. A newer token is taken once the one in use was kept long enough.
-    pub(super) fn authorization(&self, mint: &TokenMint) -> Result<HeaderValue, MintError> {
-        let mut pinned = self.token.lock();
-        if pinned.since.elapsed() >= TOKEN_KEPT || !mint.is_fresh(&pinned.token) {
-            let current = mint.current()?;
-            if current.issued_at != pinned.token.issued_at {
-                *pinned = Pinned { token: current, since: Instant::now() };
-            }
-        }
-        Ok(pinned.token.header.clone())
+    /// The `authorization` header of the next request.
+    pub(super) fn authorization(&self, mint: &TokenMint) -> Result<HeaderValue, PinError> {
+        self.token.lock().header(mint)
+    }
+
+    /// Whether it must be replaced, because its provider token gets too old before it may be changed.
+    pub(super) fn is_worn(&self, mint: &TokenMint) -> bool {
+        self.token.lock().is_worn(mint)
     }
 
     /// Whether it may open more than one stream.
@@ -184,63 +171,41 @@ impl Connection {
         self.proven.load(Ordering::Relaxed)
     }
 
-    /// APNs answered a request on it.
-    pub(super) fn prove(&self) {
-        self.proven.store(true, Ordering::Relaxed);
+    /// APNs answered a request on it; `failed`: with a failure of its own. True for the first answer.
+    pub(super) fn prove(&self, failed: bool) -> bool {
+        if failed {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        } else if self.failures.load(Ordering::Relaxed) > 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+        !self.is_proven() && !self.proven.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether it is out of use.
-    pub(super) fn is_retired(&self) -> bool {
-        *self.retired.borrow()
+    /// Answers in a row that were a failure of Apple's.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Why it is out of use, if it is.
+    pub(super) fn retired(&self) -> Option<&Arc<str>> {
+        self.retired.get()
     }
 
     /// Out of use: no new streams, those that are open may finish. True for the first who says so.
-    pub(super) fn retire(&self) -> bool {
-        !self.retired.send_replace(true)
+    pub(super) fn retire(&self, why: &str) -> bool {
+        self.retired.set(why.into()).is_ok()
     }
 
-    /// Returns when it is out of use.
-    pub(super) fn retirement(&self) -> impl Future<Output = ()> + use<> {
-        let mut retired = self.retired.subscribe();
-        async move {
-            // Closed: the connection itself is gone, which is as good.
-            let _ = retired.wait_for(|retired| *retired).await;
-        }
+    /// From here on this drives it.
+    pub(super) fn driven_by(&self, driver: AbortHandle) {
+        // Set once, by the one who admits it.
+        let _ = self.driver.set(driver);
     }
-}
 
-/// The reason in a GOAWAY's text as a label: one of Apple's words, `none` or `other`.
-fn goaway_reason(why: &str) -> &'static str {
-    const WORDS: [&str; 5] =
-        ["BadCertificateEnvironment", "BadCertificate", "IdleTimeout", "Shutdown", "InternalServerError"];
-    if let Some(word) = WORDS.into_iter().find(|word| why.contains(word)) {
-        return word;
-    }
-    if why.contains("Maximum active streams") {
-        return "MaximumStreams";
-    }
-    let named = Reason::known().iter().any(|reason| why.contains(reason.as_str()));
-    if named || why.contains("reason") { "other" } else { "none" }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_goaway_text_gives_a_label_from_a_closed_set() {
-        for (why, label) in [
-            (
-                r#"connection error received: not a result of an error (b"{\"reason\":\"Shutdown\"}")"#,
-                "Shutdown",
-            ),
-            (r#"… (b"{\"reason\":\"BadCertificateEnvironment\"}")"#, "BadCertificateEnvironment"),
-            ("Maximum active streams violated for this endpoint.", "MaximumStreams"),
-            (r#"(b"{\"reason\":\"Whatever\"}")"#, "other"),
-            ("", "none"),
-            ("broken pipe", "none"),
-        ] {
-            assert_eq!(goaway_reason(why), label, "{why}");
+    /// Ends it now: every request on it fails.
+    pub(super) fn cut(&self) {
+        if let Some(driver) = self.driver.get() {
+            driver.abort();
         }
     }
 }

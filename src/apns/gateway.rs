@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 
+use h2::SendStream;
 use h2::client::ResponseFuture;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::pool::{Pool, REAP_WAIT, Slot};
+use super::connection::Connection;
+use super::pool::{End, Pool, REAP_WAIT};
 use super::pools::Apns;
+use super::provider_token::PinError;
+use super::request::{Body, Taken};
 use super::response;
+use super::slot::{NoSlot, Slot};
 use crate::domain::policy::PushError;
 use crate::domain::response::{Meaning, Response};
 use crate::domain::timestamp::Timestamp;
@@ -15,28 +20,48 @@ use crate::worker::gateway::{Gateway, Push};
 
 impl Gateway for Apns {
     async fn push(&self, push: &Push) -> Result<Response, PushError> {
-        let pool = self.pool(push.app.index, push.environment);
+        let home = self.pool(push.app.index, push.environment);
+        let pool = home.lane_of(&push.token);
         pool.start();
         let asked = Instant::now();
-        let slot = pool.acquire(push.deadline, push.trail.last()).await.ok_or(PushError::NotSent)?;
+        let slot = pool.acquire(push.deadline, push.trail.last()).await.map_err(|none| match none {
+            NoSlot::Late(why) => PushError::NotSent(why),
+            NoSlot::Refused(why) => PushError::CredentialRefused(why),
+        })?;
         let written = Instant::now();
         pool.parts.metrics.stage("slot", written - asked);
         if written >= push.deadline {
-            return Err(PushError::NotSent);
+            return Err(PushError::NotSent(None));
         }
+        let request = write(&pool, &slot, push)?;
         push.trail.mark(slot.connection.id, written);
-        let answer = write(pool, &slot, push)?;
-        await_answer(slot, push, answer, written).await
+        let response = request.answer(slot, push, written).await?;
+        match response.meaning() {
+            Meaning::TokenSuspect => home.suspect(&push.token, true),
+            Meaning::Accepted => home.suspect(&push.token, false),
+            _ => {}
+        }
+        Ok(response)
     }
+}
+
+/// A request that h2 has. The stream is kept, so that a body that was not taken can be called back.
+struct Request {
+    answer: ResponseFuture,
+    stream: SendStream<Body>,
+    taken: Taken,
 }
 
 /// Hands the request to the connection. Whatever fails here was surely not processed: without its body a request is not
 /// complete.
-fn write(pool: &Pool, slot: &Slot, push: &Push) -> Result<ResponseFuture, PushError> {
-    let authorization = slot
-        .connection
-        .authorization(&pool.parts.mint)
-        .map_err(|error| PushError::NotProcessed(error.to_string()))?;
+fn write(pool: &Pool, slot: &Slot, push: &Push) -> Result<Request, PushError> {
+    let connection = &slot.connection;
+    let authorization = connection.authorization(&pool.parts.mint).map_err(|error| {
+        if matches!(error, PinError::Worn) {
+            pool.retire(connection, End::Replaced, "its provider token");
+        }
+        PushError::NotProcessed(error.to_string())
+    })?;
     let now = Timestamp::from_unix_ms(pool.parts.clock.unix_ms());
     let request = pool
         .parts
@@ -44,76 +69,118 @@ fn write(pool: &Pool, slot: &Slot, push: &Push) -> Result<ResponseFuture, PushEr
         .encode(push, authorization, now)
         .map_err(|error| PushError::NotProcessed(error.to_string()))?;
     let refused = |error: h2::Error| {
-        pool.retire(&slot.connection, &error.to_string());
+        pool.retire(connection, End::Closed, &error.to_string());
         PushError::NotProcessed(error.to_string())
     };
-    let (answer, mut stream) =
-        slot.connection.sender.clone().send_request(request, false).map_err(refused)?;
-    stream.send_data(push.body.clone(), true).map_err(refused)?;
-    Ok(answer)
+    let (answer, mut stream) = connection.sender.clone().send_request(request, false).map_err(refused)?;
+    let (body, taken) = Body::new(push.body.clone());
+    stream.send_data(body, true).map_err(refused)?;
+    Ok(Request { answer, stream, taken })
 }
 
-/// Waits for the answer, at most `request_timeout` and never beyond `answer_by`.
-async fn await_answer(
-    slot: Slot,
-    push: &Push,
-    mut answer: ResponseFuture,
-    written: Instant,
-) -> Result<Response, PushError> {
-    let pool = Arc::clone(slot.pool());
-    let limit = written + pool.parts.request_timeout;
-    let head = match timeout_at(limit.min(push.answer_by), &mut answer).await {
-        Ok(Ok(head)) => head,
-        Ok(Err(error)) => return Err(classify(&error)),
-        Err(_) => {
-            let waited = written.elapsed();
-            if !slot.connection.is_proven() {
-                // Its only stream is taken by a request that may never be answered.
-                pool.retire(&slot.connection, "its first request was not answered");
-            }
-            reap(slot, answer, limit);
-            return Err(PushError::Unknown(format!("no answer within {} ms", waited.as_millis())));
+impl Request {
+    /// Waits for the answer, at most `request_timeout` and never beyond `answer_by`.
+    async fn answer(mut self, slot: Slot, push: &Push, written: Instant) -> Result<Response, PushError> {
+        let pool = Arc::clone(slot.pool());
+        let limit = written + pool.parts.request_timeout;
+        let mut answered = timeout_at(limit.min(push.deadline), &mut self.answer).await;
+        if answered.is_err() && !self.taken.all() {
+            return Err(self.call_back(&slot, push, written));
         }
-    };
-    let response = response::read(head, push.answer_by).await;
-    let metrics = &pool.parts.metrics;
-    metrics.stage("apns", written.elapsed());
-    metrics.apns_response(pool.parts.environment.as_str(), response.status, &response.reason_label());
-    if response.meaning() == Meaning::ProviderTokenRefused {
-        // The connection stays wedged; a fresh one starts with a fresh look at the token.
-        pool.retire(&slot.connection, &response.reason_label());
-        return Err(PushError::ProviderToken(response));
+        if answered.is_err() && push.deadline < limit {
+            answered = timeout_at(limit.min(push.answer_by), &mut self.answer).await;
+        }
+        let head = match answered {
+            Ok(Ok(head)) => head,
+            Ok(Err(error)) => return Err(self.classify(&error, &slot.connection)),
+            Err(_) => {
+                let waited = written.elapsed();
+                if !slot.connection.is_proven() {
+                    // Its only stream is taken by a request that may never be answered.
+                    pool.retire(&slot.connection, End::Unanswered, "its first request was not answered");
+                }
+                reap(slot, self, written, limit);
+                return Err(PushError::Unknown(format!("no answer within {} ms", waited.as_millis())));
+            }
+        };
+        let response = response::read(head, push.answer_by).await;
+        let metrics = &pool.parts.metrics;
+        metrics.stage("apns", written.elapsed());
+        metrics.apns_response(pool.parts.environment.as_str(), response.status, &response.reason_label());
+        heed(&pool, &slot, &response)?;
+        Ok(response)
     }
-    if response.status != 403 {
-        slot.prove();
+
+    /// Its time is up, and the connection could not take its body: what is left of it is called back, so that it cannot leave
+    /// later.
+    fn call_back(mut self, slot: &Slot, push: &Push, written: Instant) -> PushError {
+        self.stream.send_reset(h2::Reason::CANCEL);
+        let why = "the connection took no more data";
+        if Instant::now() >= push.deadline {
+            return PushError::NotSent(Some(why.to_owned()));
+        }
+        slot.pool().miss_answer(&slot.connection, written);
+        PushError::NotProcessed(why.to_owned())
     }
-    Ok(response)
+
+    /// Whether the peer surely did not process a request that failed (RFC 9113 §8.7): a refused stream, one above the last
+    /// id of a GOAWAY, or one whose body never left. An I/O error alone says nothing, whatever the stream's number.
+    fn classify(&self, error: &h2::Error, connection: &Connection) -> PushError {
+        let refused =
+            error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        let ended = connection.retired().filter(|_| !error.is_reset());
+        let why = ended.map_or_else(|| error.to_string(), ToString::to_string);
+        if refused || (error.is_go_away() && error.is_remote()) || !self.taken.all() {
+            PushError::NotProcessed(why)
+        } else {
+            PushError::Unknown(why)
+        }
+    }
+}
+
+/// What an answer says of its connection and of the credential. Where it is the provider token that was refused, the
+/// connection stays wedged: a fresh one starts with a fresh look at the token.
+fn heed(pool: &Pool, slot: &Slot, response: &Response) -> Result<(), PushError> {
+    let connection = &slot.connection;
+    if !response.refuses_credential() {
+        slot.answered(response.status >= 500);
+        if response.status == 503 && response.reason_label() == "Shutdown" {
+            pool.retire(connection, End::GoAway, "Apple says Shutdown");
+        }
+        pool.trust_credential();
+        return Ok(());
+    }
+    let word = format!("{} {}", response.status, response.reason_word());
+    if response.meaning() != Meaning::ProviderTokenRefused {
+        pool.refuse_credential(&word, false);
+        return Ok(());
+    }
+    let fresh = !connection.is_proven();
+    pool.retire(connection, End::ProviderToken, &word);
+    if fresh {
+        let now = Timestamp::from_unix_ms(pool.parts.clock.unix_ms());
+        pool.refuse_credential(
+            &format!("{word} on a fresh connection too; is the clock of this machine right? It says {now}"),
+            true,
+        );
+    }
+    Err(PushError::ProviderToken(response.clone()))
 }
 
 /// Waits on for an answer that comes too late to matter to its call: it is counted, and its stream stays given out until
-/// then. From `limit` on (the request's own, which the call's end may have forestalled) the connection is out of use.
-fn reap(slot: Slot, mut answer: ResponseFuture, limit: Instant) {
+/// then. At `limit` (the request's own, which the call's end may have forestalled) the connection is judged.
+fn reap(slot: Slot, mut request: Request, written: Instant, limit: Instant) {
     tokio::spawn(async move {
         let pool = slot.pool();
-        let mut answered = timeout_at(limit, &mut answer).await;
+        let mut answered = timeout_at(limit, &mut request.answer).await;
         if answered.is_err() {
-            pool.retire(&slot.connection, "a request was not answered in time");
-            answered = timeout(REAP_WAIT, answer).await;
+            pool.miss_answer(&slot.connection, written);
+            answered = timeout(REAP_WAIT, request.answer).await;
         }
         if let Ok(Ok(head)) = answered {
-            slot.prove();
-            pool.parts.metrics.late_answer(pool.parts.environment.as_str(), head.status().as_u16());
+            let status = head.status().as_u16();
+            slot.answered(status >= 500);
+            pool.parts.metrics.late_answer(pool.parts.environment.as_str(), status);
         }
     });
-}
-
-/// Whether the peer surely did not process a request that failed (RFC 9113 §8.7): a refused stream, or one above the last
-/// id of a GOAWAY. An I/O error says nothing, whatever the stream's number.
-fn classify(error: &h2::Error) -> PushError {
-    let refused = error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-    if refused || (error.is_go_away() && error.is_remote()) {
-        PushError::NotProcessed(error.to_string())
-    } else {
-        PushError::Unknown(error.to_string())
-    }
 }

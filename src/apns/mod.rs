@@ -1,17 +1,24 @@
 //! Apple's side of the road: connections to APNs, and one request on them.
 
 mod address;
+mod circuit;
 mod connection;
 pub mod dial;
 mod gateway;
+mod goaway;
+mod keeper;
+mod liveness;
 mod pool;
 mod pools;
 pub mod provider_token;
 pub mod proxy;
+mod quarantine;
 pub mod request;
 mod response;
+mod slot;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +37,8 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// `apns.proxy`: what every connection goes through, if anything.
     pub proxy: Option<Proxy>,
-    /// `apns.connections`: per pool, 1 to 64.
-    pub connections: usize,
+    /// `apns.connections` to `apns.connections_max`: how few and how many a pool may have, 1 to 64.
+    pub connections: RangeInclusive<usize>,
     /// `apns.request_timeout`: how long one attempt may stay unanswered.
     pub request_timeout: Duration,
     /// Which credential each app uses in each environment: `credentials[app.index][environment.index()]`.

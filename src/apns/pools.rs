@@ -86,11 +86,11 @@ impl Apns {
                     mint.current()?;
                     let pool = Pool::new(Parts {
                         environment,
-                        connections: settings.connections,
+                        connections: settings.connections.clone(),
                         request_timeout: settings.request_timeout,
                         dial: Arc::clone(&dials[environment.index()]),
                         addresses: Arc::clone(&addresses[environment.index()]),
-                        mint,
+                        mint: Arc::new(mint),
                         template: Arc::clone(&templates[environment.index()]),
                         clock: clock.clone(),
                         metrics: Arc::clone(metrics),
@@ -130,17 +130,23 @@ impl Apns {
     /// Writes the gauges that only a scrape needs.
     pub fn refresh(&self, apps: &[Arc<App>], metrics: &Metrics) {
         for environment in Environment::ALL {
-            let (mut used, mut allowed, mut oldest) = (0, 0, Duration::ZERO);
+            let (mut used, mut allowed, mut oldest, mut suspects) = (0, 0, Duration::ZERO, 0);
             for ((_, _, _), pool) in self.distinct.iter().filter(|((of, _, _), _)| *of == environment) {
                 let load = pool.load();
                 used += load.0;
                 allowed += load.1;
                 oldest = oldest.max(load.2);
+                suspects += pool.suspects();
             }
+            metrics.apns_suspect_tokens(environment.as_str(), suspects);
             metrics.apns_streams(environment.as_str(), used, allowed);
             metrics.apns_oldest_unanswered(environment.as_str(), oldest);
         }
         for app in apps {
+            for environment in Environment::ALL {
+                let is_open = self.pools[app.index][environment.index()].circuit.trouble().is_some();
+                metrics.apns_circuit(&app.name, environment.as_str(), is_open);
+            }
             if let Some(age) = self.pools[app.index][app.environment.index()].parts.mint.age_seconds() {
                 metrics.provider_token_age(
                     &app.name,

@@ -4,6 +4,7 @@
 //! very same token without asking another one: APNs counts how many tokens a team uses.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderValue;
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, KeyUtils};
@@ -14,6 +15,7 @@ use p256::ecdsa::{Signature, SigningKey};
 use p256::pkcs8::{DecodePrivateKey, EncodePrivateKey};
 use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::Credential;
 use crate::clock::Clock;
@@ -22,8 +24,15 @@ use crate::clock::Clock;
 /// the oldest in use is 50 minutes old; Apple refuses one older than an hour.
 const BUCKET_SECONDS: i64 = 30 * 60;
 
-/// Older by the wall clock, a token is replaced whatever else holds: the machine slept, or its clock jumped.
-const AGE_SECONDS_MAX: i64 = 55 * 60;
+/// No push carries an older one.
+const AGE_SECONDS_MAX: i64 = 50 * 60;
+
+/// A connection whose token cannot be changed in time is replaced from this age on.
+const WORN_SECONDS: i64 = 48 * 60;
+
+/// A connection keeps its token at least this long: APNs answers a change within 20 minutes with 429
+/// TooManyProviderTokenUpdates.
+const KEPT: Duration = Duration::from_secs(20 * 60 + 30);
 
 /// A signed token, ready for the header.
 #[derive(Debug)]
@@ -32,6 +41,59 @@ pub(super) struct ProviderToken {
     pub header: HeaderValue,
     /// `iat`, Unix seconds.
     pub issued_at: i64,
+    minted: Instant,
+    /// Seconds since `iat` at that moment.
+    age_when_minted: i64,
+}
+
+/// The token of one connection, from its first request on.
+#[derive(Debug, Default)]
+pub(super) struct Pinned(Option<(Arc<ProviderToken>, Instant)>);
+
+/// Why a connection has no token for a request.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PinError {
+    /// It can be neither used nor changed any more.
+    #[error("the connection's provider token is too old to be used and too new to be changed")]
+    Worn,
+    #[error(transparent)]
+    Mint(#[from] MintError),
+}
+
+impl Pinned {
+    /// The `authorization` header of the next request. A newer token is taken once the one in use was kept long enough.
+    pub(super) fn header(&mut self, mint: &TokenMint) -> Result<HeaderValue, PinError> {
+        let usable = 1 - BUCKET_SECONDS..AGE_SECONDS_MAX;
+        if let Some((token, since)) = &self.0 {
+            let kept = since.elapsed() >= KEPT;
+            if !kept && !usable.contains(&mint.age(token)) {
+                return Err(PinError::Worn);
+            }
+            if !kept || mint.current()?.issued_at == token.issued_at {
+                return Ok(token.header.clone());
+            }
+        }
+        let token = mint.current()?;
+        let header = token.header.clone();
+        self.0 = Some((token, Instant::now()));
+        Ok(header)
+    }
+
+    /// Whether the connection must be replaced, because its token gets too old before it may be changed.
+    pub(super) fn is_worn(&self, mint: &TokenMint) -> bool {
+        self.0.as_ref().is_some_and(|(token, since)| {
+            let left = u64::try_from(AGE_SECONDS_MAX - mint.age(token)).unwrap_or(0);
+            mint.age(token) >= WORN_SECONDS
+                && since.elapsed() + Duration::from_secs(left.saturating_sub(30)) < KEPT
+        })
+    }
+}
+
+impl ProviderToken {
+    /// Seconds since its `iat`, whatever became of the wall clock since it was minted.
+    fn age_gone_by(&self) -> i64 {
+        self.age_when_minted + i64::try_from(self.minted.elapsed().as_secs()).unwrap_or(i64::MAX / 2)
+    }
 }
 
 /// Mints the tokens of one key, one per bucket.
@@ -90,18 +152,23 @@ impl TokenMint {
         let issued_at = now - now.rem_euclid(BUCKET_SECONDS);
         let mut current = self.current.lock();
         let ahead = now + BUCKET_SECONDS;
-        if let Some(token) = current.as_ref().filter(|token| (issued_at..=ahead).contains(&token.issued_at)) {
+        let holds = |token: &&Arc<ProviderToken>| {
+            token.issued_at == issued_at
+                || (issued_at..=ahead).contains(&token.issued_at) && token.age_gone_by() < BUCKET_SECONDS
+        };
+        if let Some(token) = current.as_ref().filter(holds) {
             return Ok(Arc::clone(token));
         }
-        let token = Arc::new(self.mint(issued_at)?);
+        let token = Arc::new(self.mint(issued_at, now)?);
         *current = Some(Arc::clone(&token));
         Ok(token)
     }
 
-    /// Whether Apple takes this token by the wall clock: not from the future, and not close to an hour old.
-    pub(super) fn is_fresh(&self, token: &ProviderToken) -> bool {
-        let age = self.clock.unix_ms().div_euclid(1000) - token.issued_at;
-        (-BUCKET_SECONDS..AGE_SECONDS_MAX).contains(&age)
+    /// Seconds since a token's `iat`: by the wall clock or by the time that went by, whichever says more, since the wall
+    /// clock may have been set back. Negative where the clock was ahead when it was minted.
+    pub(super) fn age(&self, token: &ProviderToken) -> i64 {
+        let by_wall = self.clock.unix_ms().div_euclid(1000) - token.issued_at;
+        if by_wall <= -BUCKET_SECONDS { by_wall } else { by_wall.max(token.age_gone_by()) }
     }
 
     /// Seconds since the current token's `iat`; `None` before the first one.
@@ -110,7 +177,7 @@ impl TokenMint {
         Some(self.clock.unix_ms().div_euclid(1000) - issued_at)
     }
 
-    fn mint(&self, issued_at: i64) -> Result<ProviderToken, MintError> {
+    fn mint(&self, issued_at: i64, now: i64) -> Result<ProviderToken, MintError> {
         let failed = |cause: String| MintError { key_id: self.key_id.clone(), cause };
         // Installed already is as good: it is ours, the only one that this program has.
         let _ = DETERMINISTIC.install_default();
@@ -125,7 +192,7 @@ impl TokenMint {
         let mut header =
             HeaderValue::from_str(&format!("bearer {jwt}")).map_err(|error| failed(error.to_string()))?;
         header.set_sensitive(true);
-        Ok(ProviderToken { header, issued_at })
+        Ok(ProviderToken { header, issued_at, minted: Instant::now(), age_when_minted: now - issued_at })
     }
 }
 
@@ -191,12 +258,59 @@ mod tests {
         let clock = Clock::simulated(1_795_253_400_000);
         let mint = mint(&clock);
         let right = mint.current().unwrap();
-        let ahead = ProviderToken { header: right.header.clone(), issued_at: right.issued_at + DAY };
-        assert!(mint.is_fresh(&right) && !mint.is_fresh(&ahead));
-        *mint.current.lock() = Some(Arc::new(ahead));
+        let ahead = || ProviderToken {
+            header: right.header.clone(),
+            issued_at: right.issued_at + DAY,
+            minted: Instant::now(),
+            age_when_minted: 0,
+        };
+        let mut pinned = Pinned(Some((Arc::new(ahead()), Instant::now())));
+        assert!(matches!(pinned.header(&mint), Err(PinError::Worn)));
+        *mint.current.lock() = Some(Arc::new(ahead()));
         assert_eq!(mint.current().unwrap().issued_at, right.issued_at);
-        tokio::time::advance(Duration::from_hours(1)).await;
-        assert!(!mint.is_fresh(&right));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_keeps_its_token_for_20_minutes_and_none_is_used_for_longer_than_50() {
+        // A connection may take its token at any minute of the half hour.
+        for half_minutes in 0..60 {
+            let first_use = Duration::from_secs(30 * half_minutes);
+            let is_late = first_use > Duration::from_mins(29);
+            let clock = Clock::simulated(1_795_253_400_000);
+            let mint = mint(&clock);
+            tokio::time::advance(first_use).await;
+            let mut pinned = Pinned::default();
+            let (mut last, mut since) = (pinned.header(&mint).unwrap(), Instant::now());
+            let mut replaced = false;
+            for _ in 0..4 * 60 * 6 {
+                tokio::time::advance(Duration::from_secs(10)).await;
+                if pinned.is_worn(&mint) {
+                    assert!(is_late, "taken after {first_use:?}");
+                    (pinned, replaced) = (Pinned::default(), true);
+                    (last, since) = (pinned.header(&mint).unwrap(), Instant::now());
+                }
+                let header = pinned.header(&mint).expect("it is replaced before it is worn");
+                if header != last {
+                    assert!(since.elapsed() > Duration::from_mins(20), "changed after {:?}", since.elapsed());
+                    (last, since) = (header, Instant::now());
+                }
+                let (token, _) = pinned.0.as_ref().unwrap();
+                assert!(mint.age(token) <= AGE_SECONDS_MAX, "{} s old", mint.age(token));
+            }
+            assert_eq!(replaced, is_late, "taken after {first_use:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wall_clock_that_goes_back_does_not_keep_a_token_young() {
+        let clock = Clock::simulated(1_795_253_400_000);
+        let mint = mint(&clock);
+        let token = mint.current().unwrap();
+        tokio::time::advance(Duration::from_mins(40)).await;
+        // As if the wall clock had stood still.
+        let token =
+            ProviderToken { header: token.header.clone(), issued_at: token.issued_at + 2_400, ..*token };
+        assert_eq!(mint.age(&token), 2_400);
     }
 
     #[tokio::test(start_paused = true)]

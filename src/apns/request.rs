@@ -1,5 +1,9 @@
 //! One push as an HTTP/2 request (Apple, *Sending notification requests to APNs*).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::{Buf, Bytes};
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Uri};
@@ -21,6 +25,50 @@ const APNS_TOPIC: HeaderName = HeaderName::from_static("apns-topic");
 pub(super) struct Template {
     authority: Authority,
     topics: Vec<HeaderValue>,
+}
+
+/// A request's body, which tells when h2 has taken all of it. What was not taken yet can still be called back; and a request
+/// whose body was not taken cannot have been processed.
+#[derive(Debug)]
+pub(super) struct Body {
+    left: Bytes,
+    taken: Arc<AtomicBool>,
+}
+
+/// Whether h2 has taken a body.
+#[derive(Debug)]
+pub(super) struct Taken(Arc<AtomicBool>);
+
+impl Body {
+    /// A body to send, and what tells that it was taken.
+    pub(super) fn new(bytes: Bytes) -> (Self, Taken) {
+        let taken = Arc::new(AtomicBool::new(bytes.is_empty()));
+        (Self { left: bytes, taken: Arc::clone(&taken) }, Taken(taken))
+    }
+}
+
+impl Taken {
+    /// All of it left for the socket.
+    pub(super) fn all(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Buf for Body {
+    fn remaining(&self) -> usize {
+        self.left.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.left
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.left.advance(count);
+        if self.left.is_empty() {
+            self.taken.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A push that cannot be written as a request, though its parts were checked on the way in.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use futures_util::future::join_all;
-use ringcast::simulator::{Environment, Identity, Listening, Options, Script, Simulator};
+use ringcast::simulator::{Environment, Identity, Listening, Options, Reason, Script, Simulator};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Simulates APNs: real TLS, real HTTP/2, Apple's rules, and faults on request.
@@ -46,6 +46,12 @@ struct Arguments {
     /// One stream until a valid provider token was answered, and after each 400 or 403, as Apple does
     #[arg(long)]
     strict_streams: bool,
+    /// GOAWAY to a client that exceeds the stream limit
+    #[arg(long)]
+    goaway_on_excess: bool,
+    /// Say `BadEnvironmentKeyInToken`, as seen on the wire, where Apple's page says `BadEnvironmentKeyIdInToken`
+    #[arg(long)]
+    wire_spelling: bool,
     /// Be the sandbox instead of production
     #[arg(long)]
     sandbox: bool,
@@ -104,6 +110,12 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         max_concurrent_streams: arguments.max_concurrent_streams,
         one_stream_first: arguments.strict_streams,
         one_stream_after_rejection: arguments.strict_streams,
+        go_away_on_excess: arguments.goaway_on_excess,
+        other_environment_reason: if arguments.wire_spelling {
+            Reason::BadEnvironmentKeyInToken
+        } else {
+            Reason::BadEnvironmentKeyIdInToken
+        },
         journal_entries_max: 0,
         journal_file: arguments.journal,
         ..Options::new(identity.verifying_key())

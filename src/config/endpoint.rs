@@ -1,6 +1,7 @@
 //! `[apns]`: where Apple's environments are, and how connections to them are kept.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub(super) struct Endpoints {
     pub(super) places: [Endpoint; 2],
     pub(super) ca_file: Option<PathBuf>,
     pub(super) proxy: Option<Proxy>,
-    pub(super) connections: usize,
+    pub(super) connections: RangeInclusive<usize>,
     pub(super) request_timeout: Duration,
 }
 
@@ -37,11 +38,22 @@ pub(super) fn read(reader: &mut Reader) -> Endpoints {
         Environment::ALL.map(|environment| apns.text(environment.as_str(), |text| parse(text, environment)));
     let ca_file = apns.text("ca_file", pem::trust_root);
     let proxy = read_proxy(&mut apns);
+    let least = apns.number("connections", 1..=64, "a pool of more is another pod");
+    let most = apns.number("connections_max", 1..=64, "a pool of more is another pod");
+    if most < least {
+        // The place to point at is the one that somebody wrote.
+        let (key, right) = if apns.is_set("connections_max") {
+            ("connections_max", format!("is less than connections = {least}; give {least} or more"))
+        } else {
+            ("connections", format!("is more than connections_max = {most}; raise that as well"))
+        };
+        apns.refuse(key, &right);
+    }
     Endpoints {
         places,
         ca_file,
         proxy,
-        connections: apns.number("connections", 1..=64, "a pool of more is another pod"),
+        connections: least..=most,
         request_timeout: apns.duration(
             "request_timeout",
             Duration::from_millis(100)..=Duration::from_mins(1),

@@ -118,7 +118,7 @@ fn the_defaults_are_those_of_the_contract() {
         "api.sandbox.push.apple.com"
     );
     assert_eq!(config.apns.request_timeout, Duration::from_secs(5));
-    assert_eq!(config.apns.connections, 2);
+    assert_eq!(config.apns.connections, 2..=8);
     assert_eq!(config.worker.name, "ringcast-7c9f");
     assert_eq!((config.worker.devices_max, config.worker.invite_bytes_max), (100, 65536));
     assert_eq!(config.worker.deadline_max, Duration::from_mins(5));

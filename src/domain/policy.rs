@@ -26,15 +26,19 @@ const PROVIDER_TOKEN_REPEATS_MAX: u32 = 1;
 /// Why a push has no answer. Each variant is exactly what the policy must know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
-    /// The deadline came before a stream was free. Nothing was written.
-    #[error("no connection to APNs had a stream free before the deadline")]
-    NotSent,
+    /// The deadline came before a stream was free, or surely will. Nothing complete was written; says why, where that is
+    /// known.
+    #[error("no connection to APNs had a stream free before the deadline{}", .0.as_ref().map_or_else(String::new, |why| format!(": {why}")))]
+    NotSent(Option<String>),
     /// It surely was not processed: never written, a refused stream, or above a GOAWAY's last stream id (RFC 9113 §8.7).
     #[error("surely not processed: {0}")]
     NotProcessed(String),
     /// It was written and has no answer: it may have rung.
     #[error("written, but unanswered: {0}")]
     Unknown(String),
+    /// APNs refuses the credential, so that nothing was written; says since when, and why.
+    #[error("{0}")]
+    CredentialRefused(String),
     /// APNs refused the provider token, not the push.
     #[error("the provider token was refused: {} {}", .0.status, .0.reason_label())]
     ProviderToken(Response),
@@ -180,7 +184,7 @@ impl Policy {
         remaining: Duration,
         jitter: f64,
     ) -> Step {
-        if !matches!(result, Err(PushError::NotSent)) {
+        if !matches!(result, Err(PushError::NotSent(_) | PushError::CredentialRefused(_))) {
             progress.made += 1;
         }
         match result {
@@ -223,7 +227,10 @@ impl Policy {
                 }
                 retry(progress, Class::Unprocessed, Duration::ZERO, remaining)
             }
-            Err(PushError::NotSent) => {
+            Err(PushError::CredentialRefused(_)) => {
+                Step::Finish(progress.unless_rung(Verdict::Rejected(Action::FixConfig)))
+            }
+            Err(PushError::NotSent(_)) => {
                 let stage = if progress.made == 0 { Stage::Slot } else { Stage::Retry };
                 Step::Finish(progress.out_of_time(stage))
             }
@@ -294,6 +301,7 @@ mod tests {
         use Class::{Ambiguous, Transient, Unprocessed};
         let ok = || Ok(Response { status: 200, reason: None, invalid_since: None });
         let busy = || answer(503, "ServiceUnavailable");
+        let closed = || Err(PushError::CredentialRefused("since then".into()));
         let expired_token = || Err(PushError::ProviderToken(answer(403, "ExpiredProviderToken").unwrap()));
         let table = [
             (vec![ok()], Verdict::Accepted, vec![]),
@@ -314,9 +322,16 @@ mod tests {
             ),
             (vec![expired_token(), ok()], Verdict::Accepted, vec![Unprocessed]),
             (vec![expired_token(), expired_token()], Verdict::Rejected(Action::FixConfig), vec![Unprocessed]),
-            (vec![Err(PushError::NotSent)], Verdict::Expired(Stage::Slot), vec![]),
-            (vec![unprocessed(), Err(PushError::NotSent)], Verdict::Expired(Stage::Retry), vec![Unprocessed]),
-            (vec![busy(), Err(PushError::NotSent)], Verdict::Failed, vec![Transient]),
+            (vec![Err(PushError::NotSent(None))], Verdict::Expired(Stage::Slot), vec![]),
+            (
+                vec![unprocessed(), Err(PushError::NotSent(None))],
+                Verdict::Expired(Stage::Retry),
+                vec![Unprocessed],
+            ),
+            (vec![busy(), Err(PushError::NotSent(None))], Verdict::Failed, vec![Transient]),
+            (vec![closed()], Verdict::Rejected(Action::FixConfig), vec![]),
+            (vec![busy(), closed()], Verdict::Rejected(Action::FixConfig), vec![Transient]),
+            (vec![unknown(), closed()], Verdict::Unknown, vec![Ambiguous]),
         ];
         for (results, verdict, classes) in table {
             assert_eq!(run(&results), (verdict, classes), "{results:?}");
@@ -341,6 +356,7 @@ mod tests {
             Just(unprocessed()),
             Just(Err(PushError::ProviderToken(answer(429, "TooManyProviderTokenUpdates").unwrap()))),
             Just(answer(500, "InternalServerError")),
+            Just(Err(PushError::CredentialRefused("since then".into()))),
             Just(answer(429, "TooManyRequests")),
             Just(answer(200, "")),
         ]

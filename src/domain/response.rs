@@ -138,6 +138,29 @@ impl Response {
         }
     }
 
+    /// Whether it is the credential that was refused, and not this push: every other push will meet the same.
+    pub fn refuses_credential(&self) -> bool {
+        self.meaning() == Meaning::ProviderTokenRefused
+            || self.status == 403
+                && matches!(
+                    self.reason,
+                    Some(
+                        Reason::BadCertificate
+                            | Reason::BadCertificateEnvironment
+                            | Reason::BadEnvironmentKeyIdInToken
+                            | Reason::BadEnvironmentKeyInToken
+                            | Reason::Forbidden
+                            | Reason::InvalidProviderToken
+                            | Reason::MissingProviderToken
+                    )
+                )
+    }
+
+    /// Apple's word, `none` without one.
+    pub fn reason_word(&self) -> &str {
+        self.reason.as_ref().map_or("none", Reason::as_str)
+    }
+
     /// The reason as a metric label.
     pub fn reason_label(&self) -> Cow<'_, str> {
         Cow::Borrowed(self.reason.as_ref().map_or("none", Reason::label))
@@ -221,6 +244,11 @@ mod tests {
         ];
         for (status, reason, meaning) in table {
             assert_eq!(response(status, reason).meaning(), meaning, "{status} {reason:?}");
+        }
+        for (status, word, meaning) in table {
+            let refuses = response(status, word).refuses_credential();
+            assert!(!refuses || matches!(meaning, ProviderTokenRefused | Refused(_)), "{status} {word:?}");
+            assert_eq!(refuses, meaning == ProviderTokenRefused || status == 403, "{status} {word:?}");
         }
         for reason in Reason::known() {
             assert!(

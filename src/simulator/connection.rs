@@ -99,6 +99,36 @@ where
 
 type Signals = broadcast::Receiver<Signal>;
 
+/// What a connection begins with: its settings, and for how long they are held back.
+fn begin(connection: &Connection<'_>, struck: Option<&ConnectAction>) -> (h2::server::Builder, Duration) {
+    let shared = connection.shared;
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(shared.options.max_concurrent_streams)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_concurrent_reset_streams(RESET_STREAMS_REMEMBERED)
+        .max_pending_accept_reset_streams(RESET_STREAMS_REMEMBERED)
+        .max_local_error_reset_streams(None);
+    connection.set_one_stream(shared.options.one_stream_first);
+    if shared.faults.is_silent(connection.spot) {
+        connection.control.freeze(true); // ordered while TLS was under way
+    }
+    let mut hold_settings = Duration::ZERO;
+    match struck {
+        Some(ConnectAction::Deaf) => connection.control.deafen(true),
+        Some(ConnectAction::Limit { streams }) => connection.set_cap(Some(*streams)),
+        Some(ConnectAction::SlowSettings { after }) => hold_settings = after.draw(&mut shared.chance.lock()),
+        Some(ConnectAction::SlowWindow { after, stream_window }) => {
+            connection.windows.slow_down(*after);
+            if let Some(bytes) = stream_window {
+                builder.initial_window_size(*bytes);
+            }
+        }
+        _ => {}
+    }
+    (builder, hold_settings)
+}
+
 async fn serve_http2<IO, Stop>(
     shared: &Shared,
     io: IO,
@@ -111,34 +141,9 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     Stop: Future<Output = ()>,
 {
-    let full_limit = shared.options.max_concurrent_streams;
-    let control = Control::new(full_limit);
+    let control = Control::new(shared.options.max_concurrent_streams);
     let connection = Connection::new(shared, spot, control.clone());
-    connection.set_one_stream(shared.options.one_stream_first);
-    if shared.faults.is_silent(spot) {
-        control.freeze(true); // ordered while TLS was under way
-    }
-    let (mut hold_settings, mut stream_window) = (Duration::ZERO, None);
-    match &struck {
-        Some(ConnectAction::Deaf) => control.deafen(true),
-        Some(ConnectAction::Limit { streams }) => connection.set_cap(Some(*streams)),
-        Some(ConnectAction::SlowSettings { after }) => hold_settings = after.draw(&mut shared.chance.lock()),
-        Some(ConnectAction::SlowWindow { after, stream_window: window }) => {
-            connection.windows.slow_down(*after);
-            stream_window = *window;
-        }
-        _ => {}
-    }
-    let mut builder = h2::server::Builder::new();
-    builder
-        .max_concurrent_streams(full_limit)
-        .max_header_list_size(HEADER_LIST_BYTES_MAX)
-        .max_concurrent_reset_streams(RESET_STREAMS_REMEMBERED)
-        .max_pending_accept_reset_streams(RESET_STREAMS_REMEMBERED)
-        .max_local_error_reset_streams(None);
-    if let Some(bytes) = stream_window {
-        builder.initial_window_size(bytes);
-    }
+    let (builder, hold_settings) = begin(&connection, struck.as_ref());
     let mut stop = pin!(stop);
     let mut stopping = false;
     let mut holding = !hold_settings.is_zero();

@@ -75,8 +75,16 @@ pub struct Record {
     /// or `stream limit`, `going away`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<&'static str>,
+    /// How long the answer was held back, in milliseconds; absent for not at all.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub delay_ms: u64,
     /// Whether the phone would have rung.
     pub processed: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[expect(clippy::ref_option, reason = "serde hands it over so")]
@@ -307,6 +315,7 @@ mod tests {
             status: Some(200),
             reason: None,
             fault: None,
+            delay_ms: 0,
             processed: true,
         }
     }

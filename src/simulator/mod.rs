@@ -105,6 +105,9 @@ pub struct Options {
     pub bundle_id: Option<String>,
     /// Production, unless set.
     pub environment: Environment,
+    /// What is said of a key that is for the other environment: `BadEnvironmentKeyIdInToken`, as Apple writes, or
+    /// `BadEnvironmentKeyInToken`, as senders have seen on the wire.
+    pub other_environment_reason: Reason,
     /// Where everything random comes from.
     pub seed: u64,
     /// The most streams a connection ever allows.
@@ -138,6 +141,7 @@ impl Options {
             credentials: Vec::new(),
             bundle_id: None,
             environment: Environment::Production,
+            other_environment_reason: Reason::BadEnvironmentKeyIdInToken,
             seed: 0,
             max_concurrent_streams: 1000,
             one_stream_first: false,
@@ -199,15 +203,11 @@ impl Shared {
 impl Simulator {
     /// Fails only where the journal's file cannot be opened.
     pub fn new(options: Options) -> io::Result<Self> {
-        let mut credentials = vec![Credential {
-            team_id: options.team_id.clone(),
-            key_id: options.key_id.clone(),
-            verifying_key: options.verifying_key.clone(),
-            environment: None,
-        }];
+        let first = Credential::new(&options.team_id, &options.key_id, options.verifying_key.clone());
+        let mut credentials = vec![first];
         credentials.extend(options.credentials.iter().cloned());
         let shared = Shared {
-            keyring: Keyring::new(options.environment, credentials),
+            keyring: Keyring::new(options.environment, options.other_environment_reason, credentials),
             devices: Devices::default(),
             faults: Faults::default(),
             addresses: Addresses::default(),
@@ -267,6 +267,17 @@ impl Simulator {
     /// What was seen.
     pub fn journal(&self) -> &Journal {
         &self.shared.journal
+    }
+
+    /// Lets Apple know one more key, from now on. It may have the id of another: both are good then.
+    pub fn trust(&self, credential: Credential) {
+        self.shared.keyring.trust(credential);
+    }
+
+    /// Makes Apple forget all keys with this id, on live connections, too: from now on they are
+    /// `InvalidProviderToken`. False when there was none.
+    pub fn revoke(&self, key_id: &str) -> bool {
+        self.shared.keyring.revoke(key_id)
     }
 
     /// Adds the devices and faults of a script to what is there.

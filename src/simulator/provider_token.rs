@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use parking_lot::Mutex;
@@ -35,6 +36,16 @@ pub struct Credential {
     pub verifying_key: VerifyingKey,
     /// The one environment the key is for; `None`: both, as keys from before 2025.
     pub environment: Option<Environment>,
+    /// The bundle ids that a topic-specific key may push to; `None`: all of the team's.
+    pub bundle_ids: Option<Arc<[String]>>,
+}
+
+impl Credential {
+    /// A key for all topics and both environments.
+    pub fn new(team_id: &str, key_id: &str, verifying_key: VerifyingKey) -> Self {
+        let (team_id, key_id) = (team_id.to_owned(), key_id.to_owned());
+        Self { team_id, key_id, verifying_key, environment: None, bundle_ids: None }
+    }
 }
 
 /// What a provider token says of itself: enough to recognise it, not enough to use it.
@@ -48,48 +59,101 @@ pub struct Claims {
     pub iat: u64,
 }
 
+/// A provider token that was found right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Admitted {
+    pub(super) claims: Arc<Claims>,
+    bundle_ids: Option<Arc<[String]>>,
+}
+
+impl Admitted {
+    /// Whether the key may push to this app.
+    pub(super) fn may_push_to(&self, bundle_id: &str) -> bool {
+        self.bundle_ids.as_ref().is_none_or(|ids| ids.iter().any(|id| id == bundle_id))
+    }
+}
+
 /// All keys Apple knows, and the tokens already verified.
 #[derive(Debug)]
 pub(super) struct Keyring {
     environment: Environment,
+    /// What is said of a key of the other environment.
+    other_environment: Reason,
+    keys: Mutex<Keys>,
+    /// Goes up when a key goes: what was verified before counts no more.
+    generation: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Keys {
     credentials: Vec<Credential>,
-    verified: Mutex<HashMap<Box<[u8]>, Verdict>>,
+    verified: HashMap<Box<[u8]>, Verdict>,
 }
 
 /// Of the token itself, whatever the time and the connection.
-type Verdict = Result<Arc<Claims>, Reason>;
+type Verdict = Result<Admitted, Reason>;
 
 impl Keyring {
-    pub(super) fn new(environment: Environment, credentials: Vec<Credential>) -> Self {
-        Self { environment, credentials, verified: Mutex::default() }
+    pub(super) fn new(
+        environment: Environment,
+        other_environment: Reason,
+        credentials: Vec<Credential>,
+    ) -> Self {
+        let keys = Mutex::new(Keys { credentials, verified: HashMap::new() });
+        Self { environment, other_environment, keys, generation: AtomicU64::new(0) }
+    }
+
+    /// One more key; it may have the id of another.
+    pub(super) fn trust(&self, credential: Credential) {
+        let mut keys = self.keys.lock();
+        keys.credentials.push(credential);
+        keys.verified.clear(); // what was refused may be right now
+    }
+
+    /// Forgets all keys with this id, on live connections, too. False when there was none.
+    pub(super) fn revoke(&self, key_id: &str) -> bool {
+        let mut keys = self.keys.lock();
+        let before = keys.credentials.len();
+        keys.credentials.retain(|credential| credential.key_id != key_id);
+        keys.verified.clear();
+        self.generation.fetch_add(1, Relaxed);
+        keys.credentials.len() < before
     }
 
     fn verify(&self, token: &[u8]) -> Verdict {
-        if let Some(known) = self.verified.lock().get(token) {
+        let mut keys = self.keys.lock();
+        if let Some(known) = keys.verified.get(token) {
             return known.clone();
         }
-        let verdict = self.verify_anew(token);
-        let mut verified = self.verified.lock();
-        if verified.len() >= REMEMBERED_MAX {
-            verified.clear();
+        let verdict = self.verify_anew(&keys.credentials, token);
+        if keys.verified.len() >= REMEMBERED_MAX {
+            keys.verified.clear();
         }
-        verified.insert(token.into(), verdict.clone());
+        keys.verified.insert(token.into(), verdict.clone());
         verdict
     }
 
-    fn verify_anew(&self, token: &[u8]) -> Verdict {
+    fn verify_anew(&self, credentials: &[Credential], token: &[u8]) -> Verdict {
         let parsed = parse(token).ok_or(Reason::InvalidProviderToken)?;
-        let known = |credential: &&Credential| {
-            credential.key_id == parsed.claims.kid && credential.team_id == parsed.claims.iss
+        let signed = |credential: &&Credential| {
+            credential.key_id == parsed.claims.kid
+                && credential.team_id == parsed.claims.iss
+                && UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, credential.verifying_key.as_sec1())
+                    .verify(parsed.signed, &parsed.signature)
+                    .is_ok()
         };
-        let credential = self.credentials.iter().find(known).ok_or(Reason::InvalidProviderToken)?;
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, credential.verifying_key.as_sec1())
-            .verify(parsed.signed, &parsed.signature)
-            .map_err(|_| Reason::InvalidProviderToken)?;
-        if credential.environment.is_some_and(|only| only != self.environment) {
-            return Err(Reason::BadEnvironmentKeyIdInToken);
+        let is_here = |credential: &&Credential| {
+            credential.environment.is_none_or(|environment| environment == self.environment)
+        };
+        let right: Vec<_> = credentials.iter().filter(signed).collect();
+        match right.iter().copied().find(is_here) {
+            Some(credential) => {
+                let bundle_ids = credential.bundle_ids.clone();
+                Ok(Admitted { claims: Arc::new(parsed.claims), bundle_ids })
+            }
+            None if right.is_empty() => Err(Reason::InvalidProviderToken),
+            None => Err(self.other_environment),
         }
-        Ok(Arc::new(parsed.claims))
     }
 }
 
@@ -103,8 +167,9 @@ pub(super) struct Session {
 #[derive(Debug)]
 struct Current {
     token: Box<[u8]>,
-    claims: Arc<Claims>,
+    admitted: Admitted,
     first_used_ms: u64,
+    generation: u64,
 }
 
 impl Session {
@@ -118,35 +183,42 @@ impl Session {
         authorization: Option<&[u8]>,
         keyring: &Keyring,
         now_ms: u64,
-    ) -> Result<Arc<Claims>, Reason> {
+    ) -> Result<Admitted, Reason> {
         if let Some(reason) = self.wedged {
             return Err(reason);
         }
         let token = bearer(authorization)?;
-        if let Some(current) = &self.current
+        let generation = keyring.generation.load(Relaxed);
+        if let Some(current) = &mut self.current
             && *current.token == *token
         {
-            let claims = current.claims.clone();
-            return self.check_age(&claims, now_ms).map(|()| claims);
+            if current.generation != generation {
+                keyring.verify(token)?;
+                current.generation = generation;
+            }
+            let admitted = current.admitted.clone();
+            return self.check_age(&admitted.claims, now_ms).map(|()| admitted);
         }
-        let claims = keyring.verify(token)?;
-        if let Some(current) = &self.current {
-            if current.claims.iss != claims.iss {
+        let admitted = keyring.verify(token)?;
+        if let Some(Current { admitted: before, .. }) = &self.current {
+            if before.claims.iss != admitted.claims.iss {
                 return Err(Reason::InvalidProviderToken);
             }
-            if current.claims.kid != claims.kid {
+            if before.claims.kid != admitted.claims.kid {
                 return Err(Reason::UnrelatedKeyIdInToken);
             }
         }
-        self.check_age(&claims, now_ms)?;
+        self.check_age(&admitted.claims, now_ms)?;
         if let Some(current) = &self.current
             && now_ms.saturating_sub(current.first_used_ms) < UPDATE_INTERVAL_MS
         {
             self.wedged = Some(Reason::TooManyProviderTokenUpdates);
             return Err(Reason::TooManyProviderTokenUpdates);
         }
-        self.current = Some(Current { token: token.into(), claims: claims.clone(), first_used_ms: now_ms });
-        Ok(claims)
+        let first_used_ms = now_ms;
+        self.current =
+            Some(Current { token: token.into(), admitted: admitted.clone(), first_used_ms, generation });
+        Ok(admitted)
     }
 
     fn check_age(&mut self, claims: &Claims, now_ms: u64) -> Result<(), Reason> {

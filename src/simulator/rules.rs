@@ -47,7 +47,8 @@ macro_rules! reasons {
         pub enum Reason { $(#[doc = concat!("Status ", stringify!($status), ".")] $name,)* }
 
         impl Reason {
-            /// Every reason of Apple's table.
+            /// Every reason of Apple's table; and `BadEnvironmentKeyInToken`, which is not in it: senders have seen
+            /// that spelling on the wire.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
             /// The HTTP status that goes with the reason.
@@ -81,6 +82,7 @@ reasons! {
     BadCertificate 403,
     BadCertificateEnvironment 403,
     BadEnvironmentKeyIdInToken 403,
+    BadEnvironmentKeyInToken 403,
     ExpiredProviderToken 403,
     Forbidden 403,
     InvalidProviderToken 403,
@@ -140,6 +142,8 @@ pub struct Push<'a> {
     pub token: Cow<'a, str>,
     /// `apns-topic`
     pub topic: &'a str,
+    /// The topic without what Apple appends to an app's bundle id.
+    pub bundle_id: &'a str,
     /// `apns-push-type`; `alert` when absent.
     pub push_type: &'a str,
     /// `apns-priority`; 10 when absent.
@@ -169,7 +173,7 @@ pub fn judge<'a>(
         return Err(Reason::BadMessageId);
     }
     let push_type = text(header(request.headers, &APNS_PUSH_TYPE)).map_err(|()| Reason::InvalidPushType)?;
-    let (topic, push_type) = check_topic(request.headers, push_type, policy)?;
+    let (topic, bundle_id, push_type) = check_topic(request.headers, push_type, policy)?;
     let priority = check_priority(request.headers, push_type)?;
     let expiration = match header(request.headers, &APNS_EXPIRATION) {
         None => None,
@@ -179,7 +183,7 @@ pub fn judge<'a>(
         return Err(Reason::BadCollapseId);
     }
     check_payload(request.body, push_type)?;
-    Ok(Push { token, topic, push_type, priority, expiration })
+    Ok(Push { token, topic, bundle_id, push_type, priority, expiration })
 }
 
 /// The device token part of `/3/device/<token>`, maybe empty; `None` for any other path.
@@ -242,7 +246,7 @@ fn check_topic<'a>(
     headers: &'a HeaderMap,
     push_type: Option<&'a str>,
     policy: &Policy<'_>,
-) -> Result<(&'a str, &'a str), Reason> {
+) -> Result<(&'a str, &'a str, &'a str), Reason> {
     let topic =
         text(header(headers, &APNS_TOPIC)).map_err(|()| Reason::BadTopic)?.ok_or(Reason::MissingTopic)?;
     let (push_type, suffix) = match push_type {
@@ -267,7 +271,7 @@ fn check_topic<'a>(
     if policy.bundle_id.is_some_and(|only| only != bundle_id) {
         return Err(Reason::TopicDisallowed);
     }
-    Ok((topic, push_type))
+    Ok((topic, bundle_id, push_type))
 }
 
 /// 10, 5 or 1; 10 when absent; "an error" to use 10 with `background`.

@@ -5,6 +5,7 @@ mod client;
 mod faulty;
 mod goaway;
 mod honest;
+mod key;
 mod limit;
 mod slow;
 mod tls;

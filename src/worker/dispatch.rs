@@ -38,7 +38,7 @@ pub(super) async fn dispatch<G: Gateway>(
     let (mut response, mut error) = (None, None);
     let verdict = loop {
         let result = gateway.push(push).await;
-        if !matches!(result, Err(PushError::NotSent)) {
+        if !matches!(result, Err(PushError::NotSent(_) | PushError::CredentialRefused(_))) {
             metrics.attempt(class.as_str());
         }
         let remaining = push.deadline.saturating_duration_since(Instant::now());
@@ -58,6 +58,6 @@ pub(super) async fn dispatch<G: Gateway>(
         }
     };
     let attempts = progress.attempts();
-    let latency = push.trail.first().map(|first| first.elapsed());
+    let latency = push.trail.first().filter(|_| attempts > 0).map(|first| first.elapsed());
     Dispatched { verdict, attempts, latency, response, error }
 }

@@ -17,7 +17,7 @@ use super::run::Worker;
 use crate::domain::id::{ApnsId, Identity};
 use crate::domain::invite::{Device, Invite, Malformed};
 use crate::domain::outcome::{self, DeviceOutcome, InviteResult, Outcome};
-use crate::domain::policy::{Policy, Stage, Verdict};
+use crate::domain::policy::{Policy, PushError, Stage, Verdict};
 use crate::domain::response::Action;
 use crate::domain::timestamp::Timestamp;
 use crate::domain::{push, token_event};
@@ -268,7 +268,8 @@ fn settle<G: Gateway>(
         outcome.invalid_since = response.invalid_since;
         outcome.reason = response.reason.map(|reason| reason.as_str().to_owned());
     }
-    if matches!(verdict, Verdict::Unknown | Verdict::Failed | Verdict::Expired(_)) {
+    let refused = matches!(error, Some(PushError::CredentialRefused(_)));
+    if refused || matches!(verdict, Verdict::Unknown | Verdict::Failed | Verdict::Expired(_)) {
         outcome.error = error.map(|error| error.to_string());
     }
     Rung { outcome, event, untried: (attempts == 0).then_some(apns_id) }

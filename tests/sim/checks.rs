@@ -1,7 +1,6 @@
 //! What must always hold, whatever the world did: the invariants of the design, read off a history.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use ringcast::domain::id::{CallId, DeviceToken, Identity};
 use ringcast::domain::timestamp::Timestamp;
@@ -101,6 +100,16 @@ impl<'h> Story<'h> {
             .flatten()
             .map(|identity| self.delivered.get(identity).unwrap_or(&0))
             .sum()
+    }
+
+    /// Whether a request on this connection was not answered within the sender's limit, by this instant.
+    fn overdue_on(&self, connection: u64, at_ms: u64) -> bool {
+        let limit = u64::try_from(REQUEST_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+        self.rings.values().flatten().any(|record| {
+            record.connection == connection
+                && record.at_ms + limit <= at_ms
+                && (record.status.is_none() || record.delay_ms >= limit)
+        })
     }
 
     /// Whether the sender may not have learnt what became of this request.
@@ -211,7 +220,8 @@ fn no_needless_repeat(story: &Story<'_>, report: &mut impl FnMut(String)) {
         let deliveries = story.deliveries(call);
         for (place, pair) in records.windows(2).enumerate() {
             let [first, then] = pair else { continue };
-            let late = Duration::from_millis(then.at_ms - first.at_ms) >= REQUEST_TIMEOUT;
+            // A connection on which a request was not answered in time may be given up with all that it held.
+            let late = story.overdue_on(first.connection, then.at_ms);
             let repeatable = !first.processed && !matches!(first.status, Some(400 | 410 | 413 | 418 | 429));
             if deliveries == 1 && !repeatable && !late && !story.is_uncertain(first) {
                 report(format!("call {call} to {token}: request {} was needless after {first:?}", place + 2));

@@ -288,8 +288,8 @@ impl World {
         let settings = apns::Settings {
             endpoints: [endpoint(), endpoint()],
             ca_file: None,
-            connections: self.plan.connections,
             proxy: None,
+            connections: self.plan.connections..=self.plan.connections + 2,
             request_timeout: REQUEST_TIMEOUT,
             credentials: vec![[credential(), credential()]],
         };

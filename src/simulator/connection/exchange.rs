@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri};
 use super::super::Environment;
 use super::super::faults::{Action, Answer, GoAway, Strike};
 use super::super::journal::{Body, Record};
-use super::super::provider_token::{Claims, fingerprint};
+use super::super::provider_token::{Admitted, Claims, fingerprint};
 use super::super::rules::{self, Reason, Refusal};
 use super::state::{Connection, Held};
 
@@ -71,6 +71,7 @@ pub(super) async fn run(
             status: reply.as_ref().map(|reply| reply.status.as_u16()),
             reason: reply.as_ref().and_then(|reply| reply.reason.clone()),
             fault,
+            delay_ms: u64::try_from(latency.as_millis()).unwrap_or(u64::MAX),
             processed,
         };
         record(connection, sequence, stream, &head.uri, &head.headers, &body, notes)
@@ -205,9 +206,9 @@ fn judge(connection: &Connection<'_>, head: &Parts, body: &Bytes) -> Judged {
         body,
     };
     let policy = rules::Policy { bundle_id: shared.options.bundle_id.as_deref() };
-    let mut claims = None;
+    let mut admitted: Option<Admitted> = None;
     let verdict = rules::judge(&request, &policy, |authorization| {
-        claims = Some(connection.session.lock().admit(authorization, &shared.keyring, at_ms)?);
+        admitted = Some(connection.session.lock().admit(authorization, &shared.keyring, at_ms)?);
         Ok(())
     });
     let apns_id = match head.headers.get(&rules::APNS_ID) {
@@ -215,10 +216,13 @@ fn judge(connection: &Connection<'_>, head: &Parts, body: &Bytes) -> Judged {
         _ => new_id(connection),
     };
     let verdict = match verdict {
+        Ok(push) if !admitted.as_ref().is_none_or(|admitted| admitted.may_push_to(push.bundle_id)) => {
+            Err(Reason::TopicDisallowed.into())
+        }
         Ok(push) => shared.devices.judge(&push.token, push.topic),
         Err(reason) => Err(reason.into()),
     };
-    Judged { at_ms, verdict, claims, apns_id }
+    Judged { at_ms, verdict, claims: admitted.map(|admitted| admitted.claims), apns_id }
 }
 
 fn new_id(connection: &Connection<'_>) -> HeaderValue {
@@ -295,6 +299,7 @@ pub(super) struct Notes<'a> {
     status: Option<u16>,
     reason: Option<Cow<'static, str>>,
     fault: Option<&'static str>,
+    delay_ms: u64,
     processed: bool,
 }
 
@@ -307,6 +312,7 @@ impl Notes<'_> {
             status: None,
             reason: None,
             fault: Some(fault),
+            delay_ms: 0,
             processed: false,
         }
     }
@@ -346,6 +352,7 @@ pub(super) fn record(
         status: notes.status,
         reason: notes.reason,
         fault: notes.fault,
+        delay_ms: notes.delay_ms,
         processed: notes.processed,
     }
 }

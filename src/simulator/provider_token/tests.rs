@@ -43,14 +43,16 @@ impl World {
         let credentials = KEYS
             .iter()
             .zip(&keys)
-            .map(|((team_id, key_id), key)| Credential {
-                team_id: (*team_id).into(),
-                key_id: (*key_id).into(),
-                verifying_key: VerifyingKey::from_sec1(key.public_key().as_ref()).unwrap(),
-                environment: None,
+            .map(|((team_id, key_id), key)| {
+                Credential::new(team_id, key_id, VerifyingKey::from_sec1(key.public_key().as_ref()).unwrap())
             })
             .collect();
-        Self { keys, keyring: Keyring::new(Environment::Production, credentials) }
+        let other = Reason::BadEnvironmentKeyIdInToken;
+        Self { keys, keyring: Keyring::new(Environment::Production, other, credentials) }
+    }
+
+    fn credential(&self, key: usize) -> Credential {
+        self.keyring.keys.lock().credentials[key].clone()
     }
 
     fn token(&self, key: usize, iat: u64) -> String {
@@ -160,11 +162,62 @@ fn an_expired_token_wedges_the_connection() {
 }
 
 #[test]
-fn a_key_of_the_other_environment_is_named() {
-    let mut world = World::new();
-    world.keyring.credentials[0].environment = Some(Environment::Sandbox);
-    let refused = world.admit(&mut Session::default(), &world.token(0, NOW_S), NOW_MS);
-    assert_eq!(refused, Err(Reason::BadEnvironmentKeyIdInToken));
+fn a_key_of_the_other_environment_is_named_in_either_spelling() {
+    for word in [Reason::BadEnvironmentKeyIdInToken, Reason::BadEnvironmentKeyInToken] {
+        let world = World::new();
+        let sandbox = Credential { environment: Some(Environment::Sandbox), ..world.credential(0) };
+        let keyring = Keyring::new(Environment::Production, word, vec![sandbox]);
+        let world = World { keyring, ..world };
+        let refused = world.admit(&mut Session::default(), &world.token(0, NOW_S), NOW_MS);
+        assert_eq!(refused, Err(word));
+    }
+}
+
+#[test]
+fn keys_come_and_go_while_connections_live() {
+    let world = World::new();
+    let (old, mut session) = (world.token(0, NOW_S), Session::default());
+    assert_eq!(world.admit(&mut session, &old, NOW_MS), Ok(()));
+    let credential = world.credential(0);
+    assert!(world.keyring.revoke("KEY1234567"));
+    assert!(!world.keyring.revoke("KEY1234567"), "it is gone");
+    assert_eq!(world.admit(&mut session, &old, NOW_MS), Err(Reason::InvalidProviderToken));
+    assert_eq!(world.admit(&mut Session::default(), &old, NOW_MS), Err(Reason::InvalidProviderToken));
+    assert_eq!(world.admit(&mut Session::default(), &world.token(1, NOW_S), NOW_MS), Ok(()), "another key");
+    world.keyring.trust(credential);
+    assert_eq!(world.admit(&mut session, &old, NOW_MS), Ok(()), "and back");
+}
+
+#[test]
+fn two_keys_may_have_one_id() {
+    let world = World::new();
+    let second = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+    let verifying_key = VerifyingKey::from_sec1(second.public_key().as_ref()).unwrap();
+    let header = r#"{"alg":"ES256","kid":"KEY1234567"}"#;
+    let token =
+        format!("bearer {}", sign(&second, header, &format!(r#"{{"iss":"TEAM123456","iat":{NOW_S}}}"#)));
+    let refused = world.admit(&mut Session::default(), &token, NOW_MS);
+    assert_eq!(refused, Err(Reason::InvalidProviderToken));
+    world.keyring.trust(Credential::new("TEAM123456", "KEY1234567", verifying_key));
+    assert_eq!(world.admit(&mut Session::default(), &token, NOW_MS), Ok(()));
+    assert_eq!(world.admit(&mut Session::default(), &world.token(0, NOW_S), NOW_MS), Ok(()));
+}
+
+#[test]
+fn a_topic_specific_key_may_push_to_its_apps_alone() {
+    let world = World::new();
+    let bundle_ids: Option<Arc<[String]>> = Some(["com.acme.voice".to_owned()].into());
+    let keyring = Keyring::new(
+        Environment::Production,
+        Reason::BadEnvironmentKeyIdInToken,
+        vec![Credential { bundle_ids, ..world.credential(0) }],
+    );
+    let token = world.token(0, NOW_S);
+    let admitted = Session::default().admit(Some(token.as_bytes()), &keyring, NOW_MS).unwrap();
+    assert!(admitted.may_push_to("com.acme.voice"));
+    assert!(!admitted.may_push_to("com.acme.voice.beta") && !admitted.may_push_to("com.acme"));
+    let team_wide = Session::default().admit(Some(token.as_bytes()), &world.keyring, NOW_MS).unwrap();
+    assert!(team_wide.may_push_to("com.acme"));
 }
 
 #[test]
@@ -173,5 +226,5 @@ fn the_memory_of_verified_tokens_is_bounded() {
     for number in 0..REMEMBERED_MAX + 10 {
         let _ = world.keyring.verify(number.to_string().as_bytes());
     }
-    assert!(world.keyring.verified.lock().len() <= REMEMBERED_MAX);
+    assert!(world.keyring.keys.lock().verified.len() <= REMEMBERED_MAX);
 }

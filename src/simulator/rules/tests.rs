@@ -73,7 +73,10 @@ fn a_right_request_is_read() {
     let draft = Draft::right();
     let push = draft.judge().unwrap();
     assert_eq!(push.token, TOKEN);
-    assert_eq!((push.topic, push.push_type), ("com.acme.voice.voip", "voip"));
+    assert_eq!(
+        (push.topic, push.bundle_id, push.push_type),
+        ("com.acme.voice.voip", "com.acme.voice", "voip")
+    );
     assert_eq!((push.priority, push.expiration), (10, Some(0)));
 }
 
@@ -160,7 +163,7 @@ fn wrong_requests_are_refused_in_apples_words() {
 #[test]
 fn the_table_is_apples() {
     let of = |status| Reason::ALL.iter().filter(|reason| reason.status() == status).count();
-    assert_eq!(Reason::ALL.len(), 32);
-    assert_eq!([400, 403, 404, 405, 410, 413, 429, 500, 503].map(of), [14, 8, 1, 1, 2, 1, 2, 1, 2]);
+    assert_eq!(Reason::ALL.len(), 33);
+    assert_eq!([400, 403, 404, 405, 410, 413, 429, 500, 503].map(of), [14, 9, 1, 1, 2, 1, 2, 1, 2]);
     assert_eq!(Reason::TooManyProviderTokenUpdates.as_str(), "TooManyProviderTokenUpdates");
 }

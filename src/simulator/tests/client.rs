@@ -41,11 +41,21 @@ impl World {
     }
 
     pub(super) fn provider_token(&self, iat: u64) -> String {
-        sign(
-            &self.key,
-            r#"{"alg":"ES256","kid":"KEY1234567"}"#,
-            &format!(r#"{{"iss":"TEAM123456","iat":{iat}}}"#),
-        )
+        self.sign("TEAM123456", "KEY1234567", iat)
+    }
+
+    /// The header of another team or key id, all signed with the one key there is.
+    pub(super) fn authorization(&self, team_id: &str, key_id: &str, iat: u64) -> String {
+        format!("bearer {}", self.sign(team_id, key_id, iat))
+    }
+
+    pub(super) fn verifying_key(&self) -> VerifyingKey {
+        VerifyingKey::from_sec1(self.key.public_key().as_ref()).unwrap()
+    }
+
+    fn sign(&self, team_id: &str, key_id: &str, iat: u64) -> String {
+        let header = format!(r#"{{"alg":"ES256","kid":"{key_id}"}}"#);
+        sign(&self.key, &header, &format!(r#"{{"iss":"{team_id}","iat":{iat}}}"#))
     }
 
     pub(super) async fn connect(&self) -> Client {

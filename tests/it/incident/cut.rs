@@ -73,22 +73,3 @@ async fn all_addresses_are_down_and_come_back() {
     sums.expect("aa", 60, "accepted");
     sums.expect_none_twice();
 }
-
-/// The process at the other end dies while requests are on their way, and another one takes its place.
-#[tokio::test]
-async fn all_connections_drop_in_the_middle() {
-    let mut stage = Setting::new("crash", 2).open().await;
-    stage.warm(2).await;
-    let before = stage.apple.journal().count();
-    stage.apple.faults().add(Fault::latency(Duration::from_millis(200), Duration::from_millis(300)));
-    stage.call("aa", 60).await;
-    stage.seen(before, 60).await;
-    stage.crash().await;
-    stage.apple.faults().clear();
-    stage.return_again().await;
-    stage.call("bb", 40).await;
-    let sums = stage.end_losing(&[1, 2]).await;
-    sums.expect("", 108, "accepted");
-    assert!(sums.devices("aa").iter().all(|device| device["attempts"] == 2), "its first answer was lost");
-    assert!(sums.devices("bb").iter().all(|device| device["attempts"] == 1));
-}

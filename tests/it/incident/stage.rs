@@ -87,6 +87,7 @@ impl Setting {
         config
             .text("amqp", "uri", "amqp://guest:guest@127.0.0.1:9/%2f")
             .set("apns", "connections", &self.connections.to_string())
+            .set("apns", "connections_max", &self.connections.to_string())
             .path("apns", "ca_file", &place.write("ca.pem", identity.ca_pem()))
             .text("apps.acme", "bundle_id", "com.acme.voice")
             .text("apps.acme.auth", "team_id", "TEAM123456")

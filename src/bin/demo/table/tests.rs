@@ -76,6 +76,7 @@ fn record(call: &Call, phone: &town::Phone, processed: bool, is_struck: bool) ->
         status,
         reason: None::<Cow<'static, str>>,
         fault,
+        delay_ms: 0,
         processed,
         ..Record::default()
     }

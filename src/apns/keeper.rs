@@ -1,0 +1,453 @@
+//! Keeps a pool's connections: opens them one after the other, as many as the load needs, replaces those that are due
+//! before they go, and does not insist where it is turned away.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use h2::PingPong;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::connection::{self, Connection, Observer, OpenError};
+use super::dial::DialError;
+use super::goaway;
+use super::liveness;
+use super::pool::{End, Pool};
+use super::slot::{Doubt, Lane, State};
+use crate::pause::Pause;
+
+/// From the dial to the first PONG.
+const OPEN_WAIT: Duration = Duration::from_secs(5);
+
+/// An opening that takes longer is not counted on: another address may do better meanwhile.
+const OPEN_SOON: Duration = Duration::from_secs(1);
+
+/// Openings at a time at most.
+const OPENINGS_MAX: usize = 4;
+
+/// The pause before a connection is dialled again; it doubles.
+const REDIAL_PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest pause while nothing can be reached: calls wait, and an outage that is over must not be missed.
+const UNREACHED_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// The longest pause while connections open and are then refused. Apple may treat repeated opening as an attack
+/// (*Establishing a connection to APNs*).
+const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Between two openings, with up to half more or less.
+const STAGGER: Duration = Duration::from_millis(200);
+
+/// How often the load is looked at.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Somebody who waits this long for a stream calls for a further connection.
+const GROW_AFTER: Duration = Duration::from_millis(250);
+
+/// Looks in a row at little load before a connection goes, and before the last one of a pool that needs none does.
+const QUIET_LOOKS: u32 = 24;
+const IDLE_LOOKS: u32 = 120;
+
+/// The age of a connection at most, a quarter more or less: so that they go one by one, and follow the name's addresses.
+const AGE_MAX: Duration = Duration::from_hours(4);
+
+/// Requests of one connection at most, a quarter more or less: HTTP/2 has 2^30 stream ids.
+const REQUESTS_MAX: u32 = 20_000_000;
+
+/// Failures of Apple's in a row after which a connection is replaced: senders saw them stick to one.
+const FAILURES: u32 = 10;
+
+/// How long open streams may take to finish when the pool closes.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+/// A connection that is proven alive, with what drives it.
+struct Opened {
+    connection: Arc<Connection>,
+    ping_pong: PingPong,
+    driving: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+struct Keeper {
+    pool: Arc<Pool>,
+    openings: JoinSet<Result<Opened, OpenError>>,
+    /// When each of them began, oldest first.
+    begun: Vec<Instant>,
+    drivers: JoinSet<()>,
+    watches: JoinSet<()>,
+    unreached: Pause,
+    refused: Pause,
+    /// None is opened before this.
+    open_at: Instant,
+    /// How many the load needs.
+    wanted: usize,
+    grown_at: Instant,
+    looked_at: Instant,
+    quiet_looks: u32,
+}
+
+/// Keeps the connections of a pool until it closes.
+pub(super) async fn keep(pool: Arc<Pool>) {
+    let mut stop = pool.stop.subscribe();
+    let now = Instant::now();
+    let jitter = || pool.parts.jitter.clone();
+    let mut keeper = Keeper {
+        openings: JoinSet::new(),
+        begun: Vec::new(),
+        drivers: JoinSet::new(),
+        watches: JoinSet::new(),
+        unreached: Pause::new(REDIAL_PAUSE, UNREACHED_PAUSE_MAX, jitter()),
+        refused: Pause::new(REDIAL_PAUSE, REFUSED_PAUSE_MAX, jitter()),
+        open_at: now,
+        wanted: *pool.parts.connections.start(),
+        grown_at: now,
+        looked_at: now,
+        quiet_looks: 0,
+        pool: Arc::clone(&pool),
+    };
+    loop {
+        let next = keeper.look();
+        // Biased: a stop goes before everything.
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            Some(opened) = keeper.openings.join_next() => {
+                keeper.begun.remove(0);
+                // A panic in it is a bug that the log has; the next opening is as good.
+                if let Ok(opened) = opened {
+                    keeper.take_in(opened);
+                }
+            }
+            () = pool.changed.notified() => {}
+            () = sleep_until(next) => {}
+        }
+        while keeper.drivers.try_join_next().is_some() {}
+        while keeper.watches.try_join_next().is_some() {}
+    }
+    keeper.openings.shutdown().await;
+    let lanes: Vec<_> = pool.state.lock().lanes.iter().map(|lane| Arc::clone(&lane.connection)).collect();
+    for connection in lanes {
+        pool.retire(&connection, End::Stopped, "the worker stops");
+    }
+    // Elapsed: what is still open is cut off with the drivers.
+    let _ = timeout(CLOSE_WAIT, async { while keeper.drivers.join_next().await.is_some() {} }).await;
+}
+
+impl Keeper {
+    /// Looks at the load and at every connection, opens what is missing, and says when to look again.
+    fn look(&mut self) -> Instant {
+        let now = Instant::now();
+        let pool = Arc::clone(&self.pool);
+        let mut state = pool.state.lock();
+        if let Some(why) = state.turned_away.take() {
+            self.open_at = self.open_at.max(now + self.refused.lengthen());
+            state.trouble = Some(format!("a new connection was turned away: {why}"));
+        } else if state.lanes.iter().any(|lane| lane.is_in_use() && lane.connection.is_proven()) {
+            self.refused.reset();
+        }
+        self.follow_load(&mut state, now);
+        let mark = mark_due(&pool, &mut state, now);
+        let counted = state.lanes.iter().filter(|lane| lane.counts()).count();
+        let promising = self.begun.iter().filter(|begun| now - **begun < OPEN_SOON).count();
+        let missing = self.wanted.saturating_sub(counted + promising);
+        let surplus = (counted > self.wanted).then(|| surplus(&state)).flatten();
+        let may_open = self.begun.len() < OPENINGS_MAX;
+        let idle = state.lanes.iter().all(|lane| !lane.is_in_use()) && self.begun.is_empty();
+        let closed_until = (idle && missing > 0 && now < self.open_at).then_some(self.open_at);
+        if closed_until != state.closed_until {
+            state.closed_until = closed_until;
+            if let Some(until) = closed_until {
+                state.dismiss(until);
+            }
+        }
+        drop(state);
+        if let Some(connection) = surplus {
+            pool.retire(&connection, End::Shrunk, "the load needs fewer");
+        }
+        let mut next = (self.looked_at + TICK).min(mark);
+        if self.wanted < *pool.parts.connections.end() && pool.state.lock().waiting_since.is_some() {
+            next = next.min(self.grown_at.max(now) + GROW_AFTER);
+        }
+        if missing > 0 && may_open {
+            if now >= self.open_at {
+                self.open();
+                self.open_at = now + STAGGER.mul_f64(0.5 + pool.parts.jitter.draw());
+            }
+            next = next.min(self.open_at);
+        } else if missing > 0 || !self.begun.is_empty() {
+            let slow = self.begun.iter().map(|begun| *begun + OPEN_SOON).filter(|at| *at > now).min();
+            next = next.min(slow.unwrap_or(next));
+        }
+        next.max(now + Duration::from_millis(1))
+    }
+
+    /// How many connections the load needs: one more where calls wait, one fewer after a while of little load.
+    fn follow_load(&mut self, state: &mut State, now: Instant) {
+        let (least, most) = (*self.pool.parts.connections.start(), *self.pool.parts.connections.end());
+        let in_use = state.lanes.iter().filter(|lane| lane.counts()).count();
+        let waited = state.waiting_since.is_some_and(|since| now - since >= GROW_AFTER);
+        let hungry =
+            waited && now >= self.grown_at + GROW_AFTER && self.begun.is_empty() && in_use >= self.wanted;
+        if self.wanted < most && (hungry || (self.wanted == 0 && state.waiting_since.is_some())) {
+            self.wanted += 1;
+            (self.grown_at, self.quiet_looks) = (now, 0);
+        }
+        if now < self.looked_at + TICK {
+            return;
+        }
+        self.looked_at = now;
+        let used = state.used();
+        let peak = std::mem::replace(&mut state.peak, used);
+        state.fastest = [None, state.fastest[0]];
+        let allowed: usize = state.lanes.iter().map(Lane::limit).sum();
+        if peak * 10 > allowed * 7 && self.wanted < most && in_use >= self.wanted && peak > self.wanted {
+            (self.wanted, self.quiet_looks) = (self.wanted + 1, 0);
+            return;
+        }
+        let fewer = self.wanted.saturating_sub(1);
+        let quiet = self.wanted > least && peak * 10 * self.wanted <= allowed * 3 * fewer;
+        self.quiet_looks = if quiet { self.quiet_looks + 1 } else { 0 };
+        if self.quiet_looks >= if fewer == 0 { IDLE_LOOKS } else { QUIET_LOOKS } {
+            (self.wanted, self.quiet_looks) = (fewer, 0);
+        }
+    }
+
+    fn open(&mut self) {
+        self.begun.push(Instant::now());
+        self.openings.spawn(open(Arc::clone(&self.pool)));
+    }
+
+    fn take_in(&mut self, opened: Result<Opened, OpenError>) {
+        let pool = Arc::clone(&self.pool);
+        let Opened { connection, ping_pong, driving } = match opened {
+            Ok(opened) => opened,
+            Err(error) => return self.note_trouble(&error),
+        };
+        self.unreached.reset();
+        let jitter = &pool.parts.jitter;
+        let requests = f64::from(REQUESTS_MAX) * (0.75 + 0.5 * jitter.draw());
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between 15 and 25 million"
+        )]
+        let requests_left = requests as u64;
+        let aged_at = Instant::now() + AGE_MAX.mul_f64(0.75 + 0.5 * jitter.draw());
+        let mut state = pool.state.lock();
+        if let Some(why) = connection.retired().cloned() {
+            drop(state);
+            return self.note_trouble(&OpenError::Closed(why));
+        }
+        state.trouble = None;
+        state.closed_until = None;
+        let replaced = state.lanes.iter().find(|lane| lane.is_in_use() && lane.due.is_some());
+        let replaced = replaced.map(|lane| (Arc::clone(&lane.connection), lane.due.unwrap_or_default()));
+        state.lanes.push(Lane::new(Arc::clone(&connection), requests_left, aged_at));
+        state.grant(&pool);
+        drop(state);
+
+        let environment = pool.environment();
+        pool.parts.metrics.apns_connections(environment, "usable", 1);
+        let (id, address) = (connection.id, connection.address);
+        tracing::info!(apns.environment = environment, apns.connection = id, apns.address = %address, "connected to APNs");
+        let counted = Counted(Arc::clone(&pool));
+        let driver = self.drivers.spawn(async move {
+            let _counted = counted;
+            driving.await;
+        });
+        connection.driven_by(driver.clone());
+        let watched = Arc::downgrade(&connection);
+        self.watches.spawn(liveness::watch(Arc::clone(&pool), watched, ping_pong, driver));
+        if let Some((old, why)) = replaced {
+            pool.retire(&old, End::Replaced, why);
+        }
+    }
+
+    /// Tells a new trouble once; the same one again is for those who ask for it.
+    fn note_trouble(&mut self, error: &OpenError) {
+        let trouble = goaway::shorten(&error.to_string());
+        let pause = match error {
+            OpenError::Dial(_) | OpenError::Slow(_) => self.unreached.lengthen(),
+            OpenError::Handshake(_) | OpenError::Closed(_) | OpenError::Mint(_) => self.refused.lengthen(),
+        };
+        self.open_at = self.open_at.max(Instant::now() + pause);
+        let (environment, again_in_s) = (self.pool.environment(), pause.as_secs_f64());
+        let known = self.pool.state.lock().trouble.replace(trouble.clone());
+        if goaway::blames_configuration(&trouble) {
+            self.pool.refuse_credential(&format!("it closes each new connection: {trouble}"), true);
+        }
+        if known.as_ref() == Some(&trouble) {
+            tracing::debug!(
+                apns.environment = environment,
+                again_in_s,
+                error = trouble,
+                "no connection to APNs"
+            );
+        } else {
+            tracing::warn!(
+                apns.environment = environment,
+                again_in_s,
+                error = trouble,
+                "no connection to APNs; trying again until there is one"
+            );
+        }
+    }
+}
+
+impl Lane {
+    /// Whether it is one of those that the pool needs: in use, and nothing speaks for its replacement.
+    fn counts(&self) -> bool {
+        self.is_in_use() && self.due.is_none() && self.doubt < Doubt::Silent
+    }
+}
+
+/// Marks the connections that are to be replaced, and says when the next one will be.
+fn mark_due(pool: &Pool, state: &mut State, now: Instant) -> Instant {
+    let found = std::mem::take(&mut state.found);
+    let in_use = state.addresses_in_use();
+    let could_spread = pool.parts.addresses.has_unused(&found, &in_use);
+    state.found = found;
+    let mut next = now + TICK;
+    let mut seen = Vec::new();
+    for lane in state.lanes.iter_mut().filter(|lane| lane.is_in_use()) {
+        let doubled = seen.contains(&lane.connection.address);
+        seen.push(lane.connection.address);
+        if lane.due.is_some() {
+            continue;
+        }
+        lane.due = if now >= lane.aged_at {
+            Some("its age")
+        } else if lane.requests_left == 0 {
+            Some("its number of requests")
+        } else if lane.connection.is_worn(&pool.parts.mint) {
+            Some("its provider token")
+        } else if lane.connection.failures() >= FAILURES {
+            Some("Apple's failures stick to it")
+        } else if lane.connection.sender.current_max_send_streams() == 0 {
+            Some("it allows no stream")
+        } else if doubled && could_spread {
+            Some("another address is unused")
+        } else {
+            None
+        };
+        next = next.min(lane.aged_at.max(now));
+    }
+    next
+}
+
+/// Which connection goes when there are more than needed: the least used one that is not awaited by anybody.
+fn surplus(state: &State) -> Option<Arc<Connection>> {
+    let counted = state.lanes.iter().filter(|lane| lane.counts());
+    counted.min_by_key(|lane| lane.open.len()).map(|lane| Arc::clone(&lane.connection))
+}
+
+async fn open(pool: Arc<Pool>) -> Result<Opened, OpenError> {
+    let environment = pool.environment();
+    let metrics = Arc::clone(&pool.parts.metrics);
+    let mut dialled = Dialled::new(&pool);
+    let opened = timeout(OPEN_WAIT, open_on(&pool, &mut dialled)).await;
+    let opened = opened.unwrap_or(Err(OpenError::Slow(OPEN_WAIT)));
+    if let (Err(error), Some(address)) = (&opened, dialled.address)
+        && !goaway::blames_configuration(&error.to_string())
+    {
+        pool.parts.addresses.failed(address);
+    }
+    drop(dialled);
+    metrics.apns_dial(environment, if opened.is_ok() { "connected" } else { "failed" });
+    opened
+}
+
+async fn open_on(pool: &Arc<Pool>, dialled: &mut Dialled<'_>) -> Result<Opened, OpenError> {
+    let parts = &pool.parts;
+    // A key that cannot sign needs no connection.
+    parts.mint.current()?;
+    let found = parts.dial.resolve().await?;
+    let address = {
+        let mut state = pool.state.lock();
+        let address = parts.addresses.choose(&found, &state.addresses_in_use());
+        state.found = found;
+        state.dialling.extend(address);
+        address
+    };
+    dialled.address = address;
+    let address = address.ok_or_else(|| DialError::Network("the name has no address".to_owned()))?;
+    let io = parts.dial.connect(address).await?;
+    let id = parts.ids.fetch_add(1, Ordering::Relaxed) + 1;
+    let (connection, mut driver) = connection::shake_hands(io, id, address).await?;
+    let mut ping_pong = driver.ping_pong().expect("taken once, here");
+    let observer = Reporter(Arc::clone(pool));
+    let mut driving: Pin<Box<dyn Future<Output = ()> + Send>> =
+        Box::pin(connection::drive(driver, Arc::downgrade(&connection), observer));
+    let closed = || connection.retired().cloned().map(OpenError::Closed);
+    // Biased: an end of its own says more than a PING that failed of it.
+    let proven = tokio::select! {
+        biased;
+        () = &mut driving => Err(closed().unwrap_or_else(|| OpenError::Closed("the peer closed it".into()))),
+        proven = connection::prove_alive(&mut ping_pong) => proven.map_err(|error| closed().unwrap_or(OpenError::Handshake(error))),
+    };
+    proven?;
+    match closed() {
+        Some(error) => Err(error),
+        None => Ok(Opened { connection, ping_pong, driving }),
+    }
+}
+
+/// A dial that is under way, and its address once that is chosen.
+struct Dialled<'a> {
+    pool: &'a Pool,
+    address: Option<SocketAddr>,
+}
+
+impl<'a> Dialled<'a> {
+    fn new(pool: &'a Pool) -> Self {
+        pool.parts.metrics.apns_connections(pool.environment(), "dialing", 1);
+        Self { pool, address: None }
+    }
+}
+
+impl Drop for Dialled<'_> {
+    fn drop(&mut self) {
+        self.pool.parts.metrics.apns_connections(self.pool.environment(), "dialing", -1);
+        let Some(address) = self.address else { return };
+        let mut state = self.pool.state.lock();
+        if let Some(place) = state.dialling.iter().position(|other| *other == address) {
+            state.dialling.remove(place);
+        }
+    }
+}
+
+/// Tells the pool what happens on a connection.
+struct Reporter(Arc<Pool>);
+
+impl Observer for Reporter {
+    fn limit_changed(&self) {
+        self.0.limit_changed();
+    }
+
+    fn ended(&self, connection: &Connection, why: &str, goaway: Option<&'static str>) {
+        if let Some(reason) = goaway {
+            self.0.parts.metrics.apns_goaway(reason);
+        }
+        let end = if goaway.is_some() { End::GoAway } else { End::Closed };
+        self.0.retire(connection, end, why);
+    }
+}
+
+/// Counts a connection out when its driver ends.
+struct Counted(Arc<Pool>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.parts.metrics.apns_connections(self.0.environment(), "draining", -1);
+    }
+}
+
+/// Returns when the pool closes.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // Closed: the pool itself is gone, which is as good.
+    let _ = stop.wait_for(|stop| *stop).await;
+}

@@ -1,0 +1,324 @@
+//! Who may open a stream, where and when: the right to one stream, the queue of those who wait for it, and the state of
+//! the connections that it is given out on.
+//!
+//! Streams are given out by us, not by h2, whose own queue knows no deadlines: whoever has the least time left comes
+//! first, on the least loaded connection that nobody doubts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use super::pool::Pool;
+
+/// Streams of one connection at most, whatever the peer allows. APNs was seen to allow 500 to 1500.
+const STREAMS_MAX: usize = 1000;
+
+/// Behind so many others, a place in the queue is compared with what the pool can do.
+const QUEUE_LOOKED_AT: usize = 8;
+
+/// Why there is no stream.
+#[derive(Debug)]
+pub(super) enum NoSlot {
+    /// None before the deadline; says why, where that is known.
+    Late(Option<String>),
+    /// Apple refuses the credential.
+    Refused(String),
+}
+
+/// What a pool knows of its connections and of who waits for them.
+#[derive(Default)]
+pub(super) struct State {
+    /// In the order in which they were opened; out of use they stay for their open streams.
+    pub lanes: Vec<Lane>,
+    /// In deadline order; the number keeps those apart that share one.
+    waiters: BTreeMap<(Instant, u64), Waiter>,
+    sequence: u64,
+    /// Since when somebody waits.
+    pub waiting_since: Option<Instant>,
+    /// Streams in use and asked for at most, since this was last looked at.
+    pub peak: usize,
+    pub started: bool,
+    /// Why the last connection could not be opened, until one can.
+    pub trouble: Option<String>,
+    /// There is no connection, and none is dialled before this.
+    pub closed_until: Option<Instant>,
+    /// Addresses that are being dialled.
+    pub dialling: Vec<SocketAddr>,
+    /// What the name stood for last.
+    pub found: Vec<SocketAddr>,
+    /// The fastest answer lately, in two spans of time, the running one first.
+    pub fastest: [Option<Duration>; 2],
+    /// The highest limit that a connection ever had.
+    limit_seen: usize,
+    /// Why a new connection was ended by the peer before it carried anything, until the keeper has seen it.
+    pub turned_away: Option<String>,
+}
+
+/// One connection and the streams that are given out on it.
+pub(super) struct Lane {
+    pub connection: Arc<Connection>,
+    /// When each was given out, oldest first.
+    pub open: BTreeMap<u64, Instant>,
+    /// When APNs last answered on it.
+    pub answered: Option<Instant>,
+    pub doubt: Doubt,
+    /// It is to be replaced: it goes when another one has come.
+    pub due: Option<&'static str>,
+    /// Requests that it may still carry.
+    pub requests_left: u64,
+    /// From here on it is due.
+    pub aged_at: Instant,
+    /// Its watch sleeps until a stream is given out.
+    pub asleep: bool,
+}
+
+/// How much a connection is to be trusted with further calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Doubt {
+    /// As far as is known, it does well.
+    #[default]
+    None,
+    /// It owes answers while others answer: it stays, and is asked last.
+    Slow,
+    /// A PING waits for its PONG: a replacement is on its way.
+    Silent,
+}
+
+struct Waiter {
+    avoid: u64,
+    slot: oneshot::Sender<Slot>,
+}
+
+/// The right to one stream. Dropped, it goes to the next waiter.
+pub(super) struct Slot {
+    /// Where the stream may be opened.
+    pub connection: Arc<Connection>,
+    pool: Arc<Pool>,
+    sequence: u64,
+    armed: bool,
+    answered: AtomicBool,
+}
+
+/// A place in the queue; left when the wait ends, however it ends.
+pub(super) struct Place<'a> {
+    pool: &'a Arc<Pool>,
+    key: (Instant, u64),
+}
+
+impl State {
+    /// A slot on the least loaded connection that has room: an undoubted one before others, and `avoid` last.
+    pub(super) fn take(&mut self, pool: &Arc<Pool>, avoid: u64) -> Option<Slot> {
+        let lane =
+            self.lanes.iter_mut().filter(|lane| lane.open.len() < lane.limit()).min_by_key(|lane| {
+                (lane.doubt, lane.connection.id == avoid, lane.due.is_some(), lane.open.len())
+            })?;
+        self.sequence += 1;
+        let sequence = self.sequence;
+        lane.open.insert(sequence, Instant::now());
+        lane.requests_left = lane.requests_left.saturating_sub(1);
+        if lane.asleep {
+            lane.asleep = false;
+            lane.connection.alarm.notify_one();
+        }
+        let connection = Arc::clone(&lane.connection);
+        Some(Slot {
+            connection,
+            pool: Arc::clone(pool),
+            sequence,
+            armed: true,
+            answered: AtomicBool::new(false),
+        })
+    }
+
+    /// Takes a slot unless others were here before.
+    pub(super) fn take_at_once(&mut self, pool: &Arc<Pool>, avoid: u64) -> Option<Slot> {
+        if !self.waiters.is_empty() {
+            return None;
+        }
+        let slot = self.take(pool, avoid);
+        self.peak = self.peak.max(self.used() + usize::from(slot.is_none()));
+        slot
+    }
+
+    /// Queues for a slot.
+    pub(super) fn wait<'a>(
+        &mut self,
+        pool: &'a Arc<Pool>,
+        deadline: Instant,
+        avoid: u64,
+    ) -> (Place<'a>, oneshot::Receiver<Slot>) {
+        let (slot, granted) = oneshot::channel();
+        self.sequence += 1;
+        let key = (deadline, self.sequence);
+        self.waiters.insert(key, Waiter { avoid, slot });
+        self.waiting_since.get_or_insert_with(Instant::now);
+        self.peak = self.peak.max(self.used() + self.waiters.len());
+        (Place { pool, key }, granted)
+    }
+
+    /// Whether a wait until `deadline` cannot end well, and why: no connection is dialled before, or so many have less time
+    /// left that even at the best pace that was seen the turn comes too late.
+    pub(super) fn is_hopeless(&self, deadline: Instant, connections_max: usize) -> Option<String> {
+        if self.closed_until.is_some_and(|until| until >= deadline) {
+            let why = self.trouble.as_deref().unwrap_or("it was closed");
+            return Some(format!("no connection to APNs is tried before the deadline, after this: {why}"));
+        }
+        let fastest = self.fastest.into_iter().flatten().min()?;
+        let at_once = connections_max * self.limit_seen.max(1);
+        if self.waiters.len() < QUEUE_LOOKED_AT.max(at_once) {
+            return None;
+        }
+        let before = self.waiters.range(..(deadline, u64::MAX)).count();
+        let rounds = u32::try_from(before / at_once).unwrap_or(u32::MAX);
+        (Instant::now() + fastest.saturating_mul(rounds) >= deadline).then(|| {
+            format!(
+                "{before} calls with less time left wait for {at_once} streams, at {} ms each at best",
+                fastest.as_millis()
+            )
+        })
+    }
+
+    /// Gives free streams to waiters, earliest deadline first.
+    pub(super) fn grant(&mut self, pool: &Arc<Pool>) {
+        while let Some((key, waiter)) = self.waiters.first_key_value() {
+            let (key, avoid) = (*key, waiter.avoid);
+            let Some(slot) = self.take(pool, avoid) else { return };
+            let waiter = self.waiters.remove(&key).expect("its key was just read, under the same lock");
+            if let Err(mut slot) = waiter.slot.send(slot) {
+                // The waiter went in this very moment. Given back here: its drop would lock again.
+                slot.armed = false;
+                self.give_back(&slot);
+            }
+        }
+        self.waiting_since = None;
+    }
+
+    /// Nobody who has no more time than until `until` needs to wait on.
+    pub(super) fn dismiss(&mut self, until: Instant) {
+        let stay = self.waiters.split_off(&(until, u64::MAX));
+        self.waiters = stay;
+        if self.waiters.is_empty() {
+            self.waiting_since = None;
+        }
+    }
+
+    fn leave(&mut self, key: (Instant, u64)) {
+        if self.waiters.remove(&key).is_some() && self.waiters.is_empty() {
+            self.waiting_since = None;
+        }
+    }
+
+    fn give_back(&mut self, slot: &Slot) {
+        let Some(place) = self.lanes.iter().position(|lane| lane.connection.id == slot.connection.id) else {
+            return;
+        };
+        let lane = &mut self.lanes[place];
+        let given = lane.open.remove(&slot.sequence);
+        if slot.answered.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            lane.answered = Some(now);
+            if lane.doubt == Doubt::Slow {
+                lane.doubt = Doubt::None;
+            }
+            self.limit_seen = self.limit_seen.max(lane.limit());
+            if let Some(took) = given.map(|given| now - given) {
+                self.fastest[0] = Some(self.fastest[0].map_or(took, |fastest| fastest.min(took)));
+            }
+        }
+        if lane.connection.retired().is_some() && lane.open.is_empty() {
+            self.lanes.remove(place);
+        }
+    }
+
+    /// The number of the newest stream.
+    pub(super) fn newest(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Streams that are given out.
+    pub(super) fn used(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.open.len()).sum()
+    }
+
+    /// The lane of a connection, while it has one.
+    pub(super) fn lane(&mut self, connection: u64) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.connection.id == connection)
+    }
+
+    /// Addresses that connections in use have or are about to have.
+    pub(super) fn addresses_in_use(&self) -> Vec<SocketAddr> {
+        let in_use = self.lanes.iter().filter(|lane| lane.is_in_use() && lane.doubt < Doubt::Silent);
+        in_use.map(|lane| lane.connection.address).chain(self.dialling.iter().copied()).collect()
+    }
+}
+
+impl Lane {
+    pub(super) fn new(connection: Arc<Connection>, requests_left: u64, aged_at: Instant) -> Self {
+        Self {
+            connection,
+            open: BTreeMap::new(),
+            answered: None,
+            doubt: Doubt::None,
+            due: None,
+            requests_left,
+            aged_at,
+            asleep: false,
+        }
+    }
+
+    /// One stream until an answer came, then what the peer's settings and our own limit allow; none out of use.
+    pub(super) fn limit(&self) -> usize {
+        if !self.is_in_use() {
+            return 0;
+        }
+        let most = if self.connection.is_proven() { STREAMS_MAX } else { 1 };
+        most.min(self.connection.sender.current_max_send_streams())
+    }
+
+    /// Whether further streams may be opened, as far as we are concerned.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.connection.retired().is_none()
+    }
+
+    /// When its oldest open stream was given out.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.open.first_key_value().map(|(_, given)| *given)
+    }
+}
+
+impl Slot {
+    /// APNs answered; `failed`: with a failure of its own.
+    pub(super) fn answered(&self, failed: bool) {
+        self.answered.store(true, Ordering::Relaxed);
+        if self.connection.prove(failed) {
+            self.pool.proved(&self.connection);
+        }
+    }
+
+    /// The pool it came from.
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if self.armed {
+            let mut state = self.pool.state.lock();
+            state.give_back(self);
+            state.grant(&self.pool);
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.pool.state.lock().leave(self.key);
+    }
+}
