@@ -158,19 +158,17 @@ impl Keeper {
         let may_open = self.begun.len() < OPENINGS_MAX;
         let idle = state.lanes.iter().all(|lane| !lane.is_in_use()) && self.begun.is_empty();
         let closed_until = (idle && missing > 0 && now < self.open_at).then_some(self.open_at);
-        if closed_until != state.closed_until {
-            state.closed_until = closed_until;
-            if let Some(until) = closed_until {
-                state.dismiss(until);
-            }
-        }
+        state.closed_until = closed_until;
+        let most = *pool.parts.connections.end();
+        state.dismiss(most);
+        let somebody_waits = state.waiting_since.is_some();
         drop(state);
         if let Some(connection) = surplus {
             pool.retire(&connection, End::Shrunk, "the load needs fewer");
         }
         let mut next = (self.looked_at + TICK).min(mark);
-        if self.wanted < *pool.parts.connections.end() && pool.state.lock().waiting_since.is_some() {
-            next = next.min(self.grown_at.max(now) + GROW_AFTER);
+        if somebody_waits {
+            next = next.min(now + GROW_AFTER);
         }
         if missing > 0 && may_open {
             if now >= self.open_at {

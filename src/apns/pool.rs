@@ -227,7 +227,8 @@ impl Pool {
         let slot = timeout_at(deadline, granted).await;
         drop(place);
         match slot {
-            Ok(Ok(slot)) => Ok(slot),
+            Ok(Ok(Ok(slot))) => Ok(slot),
+            Ok(Ok(Err(why))) => Err(NoSlot::Late(Some(why))),
             // The circuit may have opened while it waited: that says more than a lack of streams.
             _ => match self.circuit.trouble() {
                 Some(trouble) => Err(NoSlot::Refused(trouble)),

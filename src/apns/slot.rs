@@ -92,8 +92,11 @@ pub(super) enum Doubt {
 
 struct Waiter {
     avoid: u64,
-    slot: oneshot::Sender<Slot>,
+    slot: oneshot::Sender<Granted>,
 }
+
+/// A slot, or why there will be none in time.
+pub(super) type Granted = Result<Slot, String>;
 
 /// The right to one stream. Dropped, it goes to the next waiter.
 pub(super) struct Slot {
@@ -152,7 +155,7 @@ impl State {
         pool: &'a Arc<Pool>,
         deadline: Instant,
         avoid: u64,
-    ) -> (Place<'a>, oneshot::Receiver<Slot>) {
+    ) -> (Place<'a>, oneshot::Receiver<Granted>) {
         let (slot, granted) = oneshot::channel();
         self.sequence += 1;
         let key = (deadline, self.sequence);
@@ -166,22 +169,54 @@ impl State {
     /// left that even at the best pace that was seen the turn comes too late.
     pub(super) fn is_hopeless(&self, deadline: Instant, connections_max: usize) -> Option<String> {
         if self.closed_until.is_some_and(|until| until >= deadline) {
-            let why = self.trouble.as_deref().unwrap_or("it was closed");
-            return Some(format!("no connection to APNs is tried before the deadline, after this: {why}"));
+            return Some(self.tell_closed());
         }
-        let fastest = self.fastest.into_iter().flatten().min()?;
-        let at_once = connections_max * self.limit_seen.max(1);
-        if self.waiters.len() < QUEUE_LOOKED_AT.max(at_once) {
-            return None;
-        }
+        let pace = self.pace(connections_max)?;
         let before = self.waiters.range(..(deadline, u64::MAX)).count();
-        let rounds = u32::try_from(before / at_once).unwrap_or(u32::MAX);
-        (Instant::now() + fastest.saturating_mul(rounds) >= deadline).then(|| {
-            format!(
-                "{before} calls with less time left wait for {at_once} streams, at {} ms each at best",
-                fastest.as_millis()
-            )
-        })
+        pace.tell_late(before, deadline)
+    }
+
+    /// Tells those who wait in vain. Others may have come before them since they came.
+    pub(super) fn dismiss(&mut self, connections_max: usize) {
+        if let Some(until) = self.closed_until {
+            let stay = self.waiters.split_off(&(until, u64::MAX));
+            let why = self.tell_closed();
+            for (_, waiter) in std::mem::replace(&mut self.waiters, stay) {
+                // Gone already: as good.
+                let _ = waiter.slot.send(Err(why.clone()));
+            }
+        }
+        if let Some(pace) = self.pace(connections_max) {
+            let mut before = 0;
+            self.waiters = std::mem::take(&mut self.waiters)
+                .into_iter()
+                .filter_map(|(key, waiter)| match pace.tell_late(before, key.0) {
+                    Some(why) => {
+                        let _ = waiter.slot.send(Err(why));
+                        None
+                    }
+                    None => {
+                        before += 1;
+                        Some((key, waiter))
+                    }
+                })
+                .collect();
+        }
+        if self.waiters.is_empty() {
+            self.waiting_since = None;
+        }
+    }
+
+    fn tell_closed(&self) -> String {
+        let why = self.trouble.as_deref().unwrap_or("it was closed");
+        format!("none is opened before the deadline, after this: {why}")
+    }
+
+    /// What the pool can do at best, where enough wait for this to matter.
+    fn pace(&self, connections_max: usize) -> Option<Pace> {
+        let at_once = connections_max * self.limit_seen.max(1);
+        let fastest = self.fastest.into_iter().flatten().min()?;
+        (self.waiters.len() >= QUEUE_LOOKED_AT.max(at_once)).then_some(Pace { at_once, fastest })
     }
 
     /// Gives free streams to waiters, earliest deadline first.
@@ -190,22 +225,13 @@ impl State {
             let (key, avoid) = (*key, waiter.avoid);
             let Some(slot) = self.take(pool, avoid) else { return };
             let waiter = self.waiters.remove(&key).expect("its key was just read, under the same lock");
-            if let Err(mut slot) = waiter.slot.send(slot) {
+            if let Err(Ok(mut slot)) = waiter.slot.send(Ok(slot)) {
                 // The waiter went in this very moment. Given back here: its drop would lock again.
                 slot.armed = false;
                 self.give_back(&slot);
             }
         }
         self.waiting_since = None;
-    }
-
-    /// Nobody who has no more time than until `until` needs to wait on.
-    pub(super) fn dismiss(&mut self, until: Instant) {
-        let stay = self.waiters.split_off(&(until, u64::MAX));
-        self.waiters = stay;
-        if self.waiters.is_empty() {
-            self.waiting_since = None;
-        }
     }
 
     fn leave(&mut self, key: (Instant, u64)) {
@@ -255,6 +281,27 @@ impl State {
     pub(super) fn addresses_in_use(&self) -> Vec<SocketAddr> {
         let in_use = self.lanes.iter().filter(|lane| lane.is_in_use() && lane.doubt < Doubt::Silent);
         in_use.map(|lane| lane.connection.address).chain(self.dialling.iter().copied()).collect()
+    }
+}
+
+/// The best that was seen: so many streams at once, and an answer after that long.
+struct Pace {
+    at_once: usize,
+    fastest: Duration,
+}
+
+impl Pace {
+    /// Says that with so many before it a wait ends after the deadline, if it does.
+    fn tell_late(&self, before: usize, deadline: Instant) -> Option<String> {
+        let rounds = u32::try_from(before / self.at_once).unwrap_or(u32::MAX);
+        let is_late = Instant::now() + self.fastest.saturating_mul(rounds) >= deadline;
+        is_late.then(|| {
+            format!(
+                "{before} with less time left wait for {} streams, {} ms each at best",
+                self.at_once,
+                self.fastest.as_millis()
+            )
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ringcast::domain::id::{CallId, DeviceToken, Identity};
 use ringcast::domain::timestamp::Timestamp;
-use ringcast::simulator::Record;
+use ringcast::simulator::{Address, Order, Record, Target};
 use ringcast::worker::mailbox::Settlement;
 use serde_json::Value;
 
@@ -42,6 +42,7 @@ struct Story<'h> {
     rings: BTreeMap<Ring, Vec<&'h Record>>,
     /// Connections on which something was done to more than one request, and from when on.
     broken: BTreeMap<u64, u64>,
+    orders: &'h [(u64, Target, Order)],
 }
 
 impl<'h> Story<'h> {
@@ -53,6 +54,7 @@ impl<'h> Story<'h> {
             deadlines: BTreeMap::new(),
             rings: BTreeMap::new(),
             broken: BTreeMap::new(),
+            orders: &history.orders,
         };
         let mut by_outcome_id = BTreeMap::new();
         for message in &history.messages {
@@ -114,7 +116,25 @@ impl<'h> Story<'h> {
 
     /// Whether the sender may not have learnt what became of this request.
     fn is_uncertain(&self, record: &Record) -> bool {
-        record.status.is_none() || self.broken.contains_key(&record.connection)
+        let until = record.at_ms + record.delay_ms + 1;
+        record.status.is_none()
+            || self.broken.contains_key(&record.connection)
+            || self.orders_to(record).any(|(at, order)| at <= until && !matches!(order, Order::Limit(_)))
+    }
+
+    /// Whether it may have lain in front of Apple for a while before it was looked at.
+    fn was_held(&self, record: &Record) -> bool {
+        self.orders_to(record)
+            .any(|(at, order)| at <= record.at_ms && matches!(order, Order::Freeze | Order::Silence))
+    }
+
+    fn orders_to(&self, record: &Record) -> impl Iterator<Item = (u64, &Order)> {
+        let orders = self.orders.iter().filter(|(_, target, _)| match target {
+            Target::Everybody => true,
+            Target::Address(address) => record.address.is_some_and(|at| Address::from(at) == *address),
+            Target::Connection(number) => record.connection == *number,
+        });
+        orders.map(|(at, _, order)| (*at, order))
     }
 }
 
@@ -137,7 +157,7 @@ fn no_push_after_its_deadline(story: &Story<'_>, report: &mut impl FnMut(String)
         let deadline = story.deadlines.get(call).copied().unwrap_or(i64::MIN);
         for record in records {
             let at = i64::try_from(record.at_ms).unwrap_or(i64::MAX);
-            if at >= deadline {
+            if at >= deadline && !story.was_held(record) {
                 report(format!("call {call} was pushed to {token} {} ms after its deadline", at - deadline));
             }
             let expiration: i64 =
@@ -222,7 +242,9 @@ fn no_needless_repeat(story: &Story<'_>, report: &mut impl FnMut(String)) {
             let [first, then] = pair else { continue };
             // A connection on which a request was not answered in time may be given up with all that it held.
             let late = story.overdue_on(first.connection, then.at_ms);
-            let repeatable = !first.processed && !matches!(first.status, Some(400 | 410 | 413 | 418 | 429));
+            let wedged = first.reason.as_deref() == Some("TooManyProviderTokenUpdates");
+            let final_word = matches!(first.status, Some(400 | 410 | 413 | 418 | 429)) && !wedged;
+            let repeatable = !first.processed && !final_word;
             if deliveries == 1 && !repeatable && !late && !story.is_uncertain(first) {
                 report(format!("call {call} to {token}: request {} was needless after {first:?}", place + 2));
             }
@@ -266,7 +288,7 @@ fn outcomes_tell_the_truth(story: &Story<'_>, report: &mut impl FnMut(String)) {
                     "throttled" => answered(429) && !rung,
                     "expired" => records.iter().all(|record| !record.processed),
                     "failed" | "rejected" => !rung,
-                    "unknown" => !records.is_empty() || !story.broken.is_empty(),
+                    "unknown" => !records.is_empty() || !story.broken.is_empty() || !story.orders.is_empty(),
                     _ => false,
                 };
                 if !holds {

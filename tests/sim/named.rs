@@ -47,7 +47,7 @@ fn calls_that_are_never_answered_do_not_block_a_fresh_pool() {
 fn an_outage_that_is_over_is_noticed_at_once() {
     for over in (60_000..120_000).step_by(10_000) {
         // The worker that is there when the outage begins is replaced, so that nothing stands.
-        let plan = Plan { connections: 1, ..Plan::quiet() }
+        let plan = Plan { connections: 1, connections_max: 1, ..Plan::quiet() }
             .event(0, Event::Network(false))
             .event(10, Event::Kill)
             .event(over, Event::Network(true));

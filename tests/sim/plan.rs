@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use ringcast::pause::Jitter;
-use ringcast::simulator::DeviceState;
-use ringcast::simulator::faults::{Action, Answer, ConnectAction, ConnectFault, Ending, Fault, GoAway, When};
+use ringcast::simulator::faults::{
+    Action, Answer, ConnectAction, ConnectFault, Ending, Fault, GoAway, LastStream, Latency, When,
+};
+use ringcast::simulator::{DeviceState, Order, Target};
 use serde_json::{Value, json};
+
+use crate::network::address;
 
 /// Faults come before this; then everything heals.
 pub const HEALED_AFTER: Duration = Duration::from_secs(40);
@@ -56,6 +60,10 @@ pub enum Event {
     Connect(ConnectFault),
     /// Apple heals.
     AppleHeals,
+    /// Some of Apple's connections are told something.
+    Order(Target, Order),
+    /// Some of them heal.
+    HealsAt(Target),
     /// The connection to the broker is lost.
     CutBroker,
     /// No new connection to Apple can be made, or it can again.
@@ -75,7 +83,11 @@ pub struct Plan {
     pub devices: Vec<(String, DeviceState)>,
     pub prefetch: usize,
     pub connections: usize,
+    pub connections_max: usize,
+    /// How many addresses Apple has.
+    pub addresses: u8,
     pub one_stream_first: bool,
+    pub one_stream_after_rejection: bool,
     pub max_streams: u32,
     pub expiration_max: Duration,
     /// How likely the broker refuses a result.
@@ -91,7 +103,10 @@ impl Plan {
             devices: Vec::new(),
             prefetch: 16,
             connections: 2,
+            connections_max: 4,
+            addresses: 4,
             one_stream_first: true,
+            one_stream_after_rejection: false,
             max_streams: 100,
             expiration_max: Duration::ZERO,
             nack_probability: 0.0,
@@ -120,6 +135,18 @@ impl Plan {
             amqp_id: Some(copy.to_owned()),
             body: body.to_string().into_bytes(),
         });
+        self
+    }
+
+    /// The same with a caller's name of so many bytes.
+    pub fn large_call(mut self, call: u64, at: u64, ring_for: i64, bytes: usize, started_at: i64) -> Self {
+        let deadline = started_at + i64::try_from(at).unwrap_or(0) + ring_for;
+        let body = json!({
+            "call_id": call_id(call), "app": "acme", "deadline": instant(deadline),
+            "payload": { "filler": "x".repeat(bytes) }, "devices": [{ "token": token(call) }],
+        });
+        let at = Duration::from_millis(at);
+        self.messages.push(Message { at, amqp_id: None, body: body.to_string().into_bytes() });
         self
     }
 
@@ -173,13 +200,17 @@ pub fn plan(seed: u64, started_at: i64) -> Plan {
         events.push((from + dice.millis(500, 10_000), Event::Bound(true)));
     }
     events.sort_by_key(|(at, _)| *at);
+    let connections = 1 + usize::try_from(dice.pick(3)).unwrap_or(1);
     Plan {
         messages,
         events,
         devices,
         prefetch: 1 + usize::try_from(dice.pick(16)).unwrap_or(1),
-        connections: 1 + usize::try_from(dice.pick(3)).unwrap_or(1),
+        connections,
+        connections_max: connections + usize::try_from(dice.pick(4)).unwrap_or(1),
+        addresses: 1 + u8::try_from(dice.pick(4)).unwrap_or(1),
         one_stream_first: dice.chance(0.5),
+        one_stream_after_rejection: dice.chance(0.3),
         max_streams: 1 + u32::try_from(dice.pick(8)).unwrap_or(1),
         expiration_max: if dice.chance(0.3) { dice.millis(0, 20_000) } else { Duration::ZERO },
         nack_probability: if dice.chance(0.2) { 0.2 } else { 0.0 },
@@ -234,33 +265,21 @@ fn event(dice: &Dice) -> Event {
     let some =
         When { probability: 0.1 + 0.6 * dice.draw(), count: Some(1 + dice.pick(20)), ..When::default() };
     let processed = dice.chance(0.5);
-    match dice.pick(14) {
+    match dice.pick(18) {
         0 => Event::Apple(Fault::latency(dice.millis(0, 100), dice.millis(100, 12_000)).when(some)),
         1 => Event::Apple(Fault::answer(503, "ServiceUnavailable").when(some)),
         2 => Event::Apple(Fault::answer(500, "InternalServerError").when(some)),
-        3 => Event::Apple(Fault::answer(403, "ExpiredProviderToken").when(some)),
-        4 => Event::Apple(
-            Fault::new(Action::Answer(Answer { body: Some("<html>".into()), ..Answer::new(418, "") }))
-                .when(some),
-        ),
+        3 => Event::Apple(refused_credential(dice).when(some)),
+        4 => Event::Apple(odd_answer(dice).when(some)),
         5 => Event::Apple(Fault::reset(h2::Reason::REFUSED_STREAM, false).when(some)),
         6 => Event::Apple(Fault::reset(h2::Reason::INTERNAL_ERROR, processed).when(some)),
         7 => Event::Apple(Fault::silence(processed).when(some)),
         8 => Event::Apple(Fault::close(processed).when(When { count: Some(2), ..some })),
-        9 => {
-            let then = if dice.chance(0.5) { Ending::Drain } else { Ending::Close };
-            let go_away =
-                GoAway { reason: Some("Shutdown".into()), serve_this: processed, then, ..GoAway::default() };
-            Event::Apple(Fault::go_away(go_away).when(When { count: Some(3), ..some }))
-        }
-        10 => {
-            let action = match dice.pick(3) {
-                0 => ConnectAction::Refuse,
-                1 => ConnectAction::Silence,
-                _ => ConnectAction::GoAway { reason: "BadCertificateEnvironment".into() },
-            };
-            Event::Connect(ConnectFault { when: When { count: Some(4), ..When::default() }, action })
-        }
+        9 => Event::Apple(Fault::go_away(go_away(dice)).when(When { count: Some(3), ..some })),
+        10 => Event::Connect(ConnectFault {
+            when: When { count: Some(4), ..When::default() },
+            action: connect_action(dice),
+        }),
         11 => Event::CutBroker,
         12 => {
             if dice.chance(0.5) {
@@ -269,6 +288,81 @@ fn event(dice: &Dice) -> Event {
                 Event::Replace
             }
         }
+        13..=15 => Event::Order(target(dice), order(dice)),
+        16 => Event::HealsAt(target(dice)),
         _ => Event::AppleHeals,
+    }
+}
+
+fn refused_credential(dice: &Dice) -> Fault {
+    match dice.pick(4) {
+        0 => Fault::answer(429, "TooManyProviderTokenUpdates"),
+        1 => Fault::answer(403, "InvalidProviderToken"),
+        2 => Fault::answer(403, "BadEnvironmentKeyInToken"),
+        _ => Fault::answer(403, "ExpiredProviderToken"),
+    }
+}
+
+fn odd_answer(dice: &Dice) -> Fault {
+    let (status, body) = match dice.pick(4) {
+        0 => (418, "<html>"),
+        1 => (400, ""),
+        2 => (503, r#"{"reason":"Service Unavailable"}"#),
+        _ => (400, r#"{"reason":"SomethingNew"}"#),
+    };
+    Fault::new(Action::Answer(Answer { body: Some(body.into()), ..Answer::new(status, "") }))
+}
+
+fn go_away(dice: &Dice) -> GoAway {
+    GoAway {
+        reason: dice.chance(0.8).then(|| "Shutdown".into()),
+        serve_this: dice.chance(0.5),
+        twice: dice.chance(0.3),
+        last_stream: match dice.pick(3) {
+            0 => LastStream::Newest,
+            1 => LastStream::LeaveOut(usize::try_from(dice.pick(4)).unwrap_or(1)),
+            _ => LastStream::Answered,
+        },
+        then: match dice.pick(3) {
+            0 => Ending::Drain,
+            1 => Ending::Close,
+            _ => Ending::Silence,
+        },
+        ..GoAway::default()
+    }
+}
+
+fn slowly(dice: &Dice) -> Latency {
+    Latency { min: dice.millis(0, 50), max: dice.millis(50, 3_000) }
+}
+
+fn connect_action(dice: &Dice) -> ConnectAction {
+    match dice.pick(7) {
+        0 => ConnectAction::Refuse,
+        1 => ConnectAction::Silence,
+        2 => ConnectAction::Deaf,
+        3 => ConnectAction::SlowSettings { after: slowly(dice) },
+        4 => ConnectAction::SlowWindow { after: slowly(dice), stream_window: None },
+        5 => ConnectAction::Limit { streams: u32::try_from(dice.pick(3)).unwrap_or(1) },
+        _ => ConnectAction::GoAway { reason: "BadCertificateEnvironment".into() },
+    }
+}
+
+fn target(dice: &Dice) -> Target {
+    match dice.pick(3) {
+        0 => Target::Everybody,
+        1 => Target::Address(address(1 + u8::try_from(dice.pick(3)).unwrap_or(0)).into()),
+        _ => Target::Connection(1 + dice.pick(6)),
+    }
+}
+
+fn order(dice: &Dice) -> Order {
+    match dice.pick(6) {
+        0 => Order::Freeze,
+        1 => Order::Silence,
+        2 => Order::Deafen,
+        3 => Order::Limit(u32::try_from(dice.pick(3)).unwrap_or(1)),
+        4 => Order::SlowWindow(slowly(dice)),
+        _ => Order::GoAway(go_away(dice)),
     }
 }

@@ -1,26 +1,25 @@
 //! The world of one seed: everything real but the network and the broker.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ringcast::apns::dial::{BoxedIo, Dial, DialError, Dialer, Dialling};
+use ringcast::apns::dial::Dial;
 use ringcast::apns::{self, Apns, Credential, Endpoint};
 use ringcast::clock::Clock;
 use ringcast::domain::app::{App, Environment, PayloadKeys};
 use ringcast::metrics::Metrics;
 use ringcast::pause::Jitter;
-use ringcast::simulator::{Options, Record, Simulator, VerifyingKey};
+use ringcast::simulator::{self, Options, Record, Simulator, Target, VerifyingKey};
 use ringcast::worker::mailbox::{Posting, Route, outbox};
 use ringcast::worker::{self, Worker};
-use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::broker::{Broker, Happening, Message, Order};
+use crate::network::Pipes;
 use crate::plan::{self, Event, HEALED_AFTER, Plan};
 
 /// 2026-11-21T09:30:00Z.
@@ -35,14 +34,15 @@ const DRAINED_WITHIN: Duration = Duration::from_mins(2);
 /// How long a worker may take to finish what it has begun.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(40);
 
-/// Bytes in flight on one pipe.
-const PIPE_BYTES: usize = 64 * 1024;
-
 /// What happened in one world.
 pub struct History {
     pub messages: Vec<Message>,
+    /// What connections were ordered, and when, in milliseconds since 1970.
+    pub orders: Vec<(u64, Target, simulator::Order)>,
     pub happenings: Vec<Happening>,
     pub records: Vec<Record>,
+    /// Connections that Apple ever saw.
+    pub connections_total: u64,
     /// Whether everything was drained in time after the healing.
     pub drained: bool,
     /// Whether the last worker stopped in time.
@@ -121,6 +121,18 @@ impl Totals {
         }
     }
 
+    pub fn merge(&mut self, other: Self) {
+        self.invites += other.invites;
+        self.requests += other.requests;
+        self.rung += other.rung;
+        self.redelivered += other.redelivered;
+        self.cuts += other.cuts;
+        self.outcomes += other.outcomes;
+        for (result, count) in other.results {
+            *self.results.entry(result).or_default() += count;
+        }
+    }
+
     pub fn assert_that_something_happened(&self) {
         for result in [
             "accepted",
@@ -188,6 +200,8 @@ async fn live(seed: u64, plan: Plan) -> History {
                 world.simulator.faults().add_connect(fault.clone());
             }
             Event::AppleHeals => world.simulator.heal(),
+            Event::Order(target, order) => world.simulator.order_to(*target, order.clone()),
+            Event::HealsAt(target) => world.simulator.heal_at(*target),
             Event::CutBroker => running.cut(),
             Event::Network(up) => world.network.store(*up, Ordering::Relaxed),
             Event::Bound(bound) => world.broker.bind(*bound),
@@ -215,10 +229,19 @@ async fn live(seed: u64, plan: Plan) -> History {
     let drained = drained.await.is_ok();
     let panics = running.metrics.render().contains("ringcast_handler_panics_total 1");
     let stopped = running.stop().await;
+    let ordered = world.plan.events.iter().filter_map(|(at, event)| match event {
+        Event::Order(target, order) => {
+            let at_ms = u64::try_from(STARTED_AT).unwrap_or(0) + u64::try_from(at.as_millis()).unwrap_or(0);
+            Some((at_ms, *target, order.clone()))
+        }
+        _ => None,
+    });
     History {
         messages,
+        orders: ordered.collect(),
         happenings: world.broker.happenings(),
         records: world.simulator.journal().records(),
+        connections_total: world.simulator.connections_total(),
         drained,
         stopped,
         panics,
@@ -247,6 +270,7 @@ impl World {
             seed,
             max_concurrent_streams: plan.max_streams,
             one_stream_first: plan.one_stream_first,
+            one_stream_after_rejection: plan.one_stream_after_rejection,
             clock: Arc::new(move || u64::try_from(wall.unix_ms()).unwrap_or(0)),
             ..Options::new(verifying_key)
         };
@@ -289,7 +313,7 @@ impl World {
             endpoints: [endpoint(), endpoint()],
             ca_file: None,
             proxy: None,
-            connections: self.plan.connections..=self.plan.connections + 2,
+            connections: self.plan.connections..=self.plan.connections_max,
             request_timeout: REQUEST_TIMEOUT,
             credentials: vec![[credential(), credential()]],
         };
@@ -337,40 +361,8 @@ impl World {
             simulator: self.simulator.clone(),
             power: Arc::clone(power),
             network: Arc::clone(&self.network),
+            addresses: self.plan.addresses,
         })
-    }
-}
-
-/// The network between one worker process and Apple.
-struct Pipes {
-    simulator: Simulator,
-    power: Arc<AtomicBool>,
-    network: Arc<AtomicBool>,
-}
-
-impl Pipes {
-    fn reach(&self) -> Result<(), DialError> {
-        if self.power.load(Ordering::Relaxed) && self.network.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        Err(DialError::Network("nobody is reached".into()))
-    }
-}
-
-impl Dialer for Pipes {
-    fn resolve(&self) -> Dialling<Vec<SocketAddr>> {
-        let found = self.reach().map(|()| vec![SocketAddr::from(([192, 0, 2, 1], 443))]);
-        Box::pin(std::future::ready(found))
-    }
-
-    fn connect(&self, _address: SocketAddr) -> Dialling<BoxedIo> {
-        let reached = self.reach().map(|()| {
-            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-            let simulator = self.simulator.clone();
-            tokio::spawn(async move { simulator.serve(theirs).await });
-            Box::new(Plug { pipe: ours, power: Arc::clone(&self.power) }) as BoxedIo
-        });
-        Box::pin(std::future::ready(reached))
     }
 }
 
@@ -446,57 +438,5 @@ impl Running {
         let _ = self.broker.await;
         self.apns.close().await;
         true
-    }
-}
-
-/// A pipe with a plug to pull.
-struct Plug {
-    pipe: DuplexStream,
-    power: Arc<AtomicBool>,
-}
-
-impl Plug {
-    fn check(&self) -> std::io::Result<()> {
-        if self.power.load(Ordering::Relaxed) {
-            Ok(())
-        } else {
-            Err(std::io::ErrorKind::ConnectionReset.into())
-        }
-    }
-}
-
-impl tokio::io::AsyncRead for Plug {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        self.check()?;
-        std::pin::Pin::new(&mut self.pipe).poll_read(cx, buffer)
-    }
-}
-
-impl tokio::io::AsyncWrite for Plug {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        self.check()?;
-        std::pin::Pin::new(&mut self.pipe).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.pipe).poll_flush(cx)
-    }
-
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.pipe).poll_shutdown(cx)
     }
 }

@@ -1,0 +1,106 @@
+//! The network between a worker and Apple: pipes in memory, to as many addresses as the world has.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ringcast::apns::dial::{BoxedIo, DialError, Dialer, Dialling};
+use ringcast::simulator::Simulator;
+use tokio::io::DuplexStream;
+
+/// Bytes in flight on one pipe.
+const PIPE_BYTES: usize = 64 * 1024;
+
+/// The network between one worker process and Apple.
+pub struct Pipes {
+    pub simulator: Simulator,
+    /// Of the worker; without it every pipe breaks.
+    pub power: Arc<AtomicBool>,
+    /// Whether new connections can be made.
+    pub network: Arc<AtomicBool>,
+    /// How many addresses Apple has.
+    pub addresses: u8,
+}
+
+/// Apple's address of that number, from 1.
+pub fn address(number: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, number], 443))
+}
+
+impl Pipes {
+    fn reach(&self) -> Result<(), DialError> {
+        if self.power.load(Ordering::Relaxed) && self.network.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(DialError::Network("nobody is reached".into()))
+    }
+}
+
+impl Dialer for Pipes {
+    fn resolve(&self) -> Dialling<Vec<SocketAddr>> {
+        let found = self.reach().map(|()| (1..=self.addresses).map(address).collect());
+        Box::pin(std::future::ready(found))
+    }
+
+    fn connect(&self, address: SocketAddr) -> Dialling<BoxedIo> {
+        let reached = self.reach().map(|()| {
+            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+            let simulator = self.simulator.clone();
+            tokio::spawn(async move { simulator.serve_at(theirs, address).await });
+            Box::new(Plug { pipe: ours, power: Arc::clone(&self.power) }) as BoxedIo
+        });
+        Box::pin(std::future::ready(reached))
+    }
+}
+
+/// A pipe with a plug to pull.
+struct Plug {
+    pipe: DuplexStream,
+    power: Arc<AtomicBool>,
+}
+
+impl Plug {
+    fn check(&self) -> std::io::Result<()> {
+        if self.power.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err(std::io::ErrorKind::ConnectionReset.into())
+        }
+    }
+}
+
+impl tokio::io::AsyncRead for Plug {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        self.check()?;
+        std::pin::Pin::new(&mut self.pipe).poll_read(cx, buffer)
+    }
+}
+
+impl tokio::io::AsyncWrite for Plug {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        self.check()?;
+        std::pin::Pin::new(&mut self.pipe).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.pipe).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.pipe).poll_shutdown(cx)
+    }
+}
