@@ -1,5 +1,6 @@
 //! Black box: the built programs against a real RabbitMQ, over real TLS, with a foreign client. Nothing here knows the
-//! worker's code; what it knows is the contract. The one exception is `amqp`, which holds the worker's ends of the two flows.
+//! worker's code; what it knows is the contract. The exceptions are `amqp`, which holds the worker's ends of
+//! the two flows, and `incident`, which has Apple's side, the simulator, in the test itself.
 //!
 //! Without RabbitMQ, Python's pika or tinyproxy these tests fail and say what to install; they never pass in silence.
 //! `tests/run` installs them.

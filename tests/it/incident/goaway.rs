@@ -8,8 +8,8 @@ use ringcast::simulator::{GoAway, LastStream, Order, Target};
 use super::stage::{Setting, Stage};
 
 /// Two connections with some thirty requests in flight each, of which one then hears `go_away`.
-async fn send_away(name: &'static str, go_away: GoAway) -> Stage {
-    let mut stage = Setting::new(name, 2).open().await;
+async fn send_away(setting: Setting, go_away: GoAway) -> Stage {
+    let mut stage = setting.open().await;
     stage.warm(2).await;
     let before = stage.apple.journal().count();
     let slow = Fault::latency(Duration::from_millis(300), Duration::from_millis(600));
@@ -27,7 +27,9 @@ async fn send_away(name: &'static str, go_away: GoAway) -> Stage {
 async fn goaway_in_the_middle_leaves_some_out() {
     let last_stream = LastStream::LeaveOut(7);
     let reason = Some("Shutdown".to_owned());
-    let stage = send_away("goaway", GoAway { last_stream, reason, ..GoAway::default() }).await;
+    // What was left out surely was not processed, and costs no attempt.
+    let setting = Setting::new("goaway", 2).worker("worker", "attempts_max", "1");
+    let stage = send_away(setting, GoAway { last_stream, reason, ..GoAway::default() }).await;
     let sums = stage.end().await;
     sums.expect_all_once(128);
     assert_eq!(sums.struck("goaway"), 7, "so many went again");
@@ -38,7 +40,8 @@ async fn goaway_in_the_middle_leaves_some_out() {
 #[tokio::test]
 async fn goaway_comes_twice() {
     let go_away = GoAway { last_stream: LastStream::LeaveOut(5), twice: true, ..GoAway::default() };
-    let sums = send_away("goaway-twice", go_away).await.end().await;
+    let setting = Setting::new("goaway-twice", 2).worker("worker", "attempts_max", "1");
+    let sums = send_away(setting, go_away).await.end().await;
     sums.expect_all_once(128);
     assert_eq!(sums.struck("goaway"), 5);
 }
@@ -46,7 +49,7 @@ async fn goaway_comes_twice() {
 #[tokio::test]
 async fn goaway_is_followed_by_silence() {
     let go_away = GoAway { last_stream: LastStream::LeaveOut(5), then: Ending::Silence, ..GoAway::default() };
-    let mut stage = send_away("goaway-silence", go_away).await;
+    let mut stage = send_away(Setting::new("goaway-silence", 2), go_away).await;
     let sums = stage.end_losing(&[1]).await;
     sums.expect("", 128, "accepted");
     assert_eq!(sums.struck("goaway"), 5);

@@ -12,17 +12,29 @@ fn some_latency() -> Fault {
     Fault::latency(Duration::from_millis(10), Duration::from_millis(30))
 }
 
-/// "One stream until a request with a valid provider token was answered" (Apple).
+/// "One stream until a request with a valid provider token was answered" (Apple), whether the settings say so or not.
 #[tokio::test]
 async fn one_stream_until_the_first_answer() {
-    let mut stage =
-        Setting::new("one-first", 4).apple(|options| options.one_stream_first = true).open().await;
-    stage.apple.faults().add(some_latency());
-    stage.call("aa", 200).await;
-    let sums = stage.end().await;
-    sums.expect_all_once(200);
-    assert_eq!(sums.struck("stream limit"), 0, "the worker never goes beyond what it is allowed");
-    assert!(sums.devices("").iter().all(|device| device["attempts"] == 1));
+    for says_so in [true, false] {
+        let setting = Setting::new("one-first", 4).apple(move |options| options.one_stream_first = says_so);
+        let mut stage = setting.open().await;
+        let held_ms = 200;
+        stage.apple.faults().add(Fault::latency(Duration::from_millis(held_ms), Duration::from_millis(300)));
+        stage.call("aa", 120).await;
+        let sums = stage.end().await;
+        sums.expect_all_once(120);
+        assert_eq!(sums.struck("stream limit"), 0, "the worker never goes beyond what it is allowed");
+        assert!(sums.devices("").iter().all(|device| device["attempts"] == 1));
+        let pushes = sums.pushes("");
+        for connection in 1..=4 {
+            let mut at_ms: Vec<u64> =
+                pushes.iter().filter(|push| push.connection == connection).map(|push| push.at_ms).collect();
+            at_ms.sort_unstable();
+            if let [first, second, ..] = at_ms[..] {
+                assert!(second >= first + held_ms, "connection {connection} had a second stream unanswered");
+            }
+        }
+    }
 }
 
 /// Senders have seen the limit fall to one after each 400, until the next 200. The good calls beside the bad ones ring.
