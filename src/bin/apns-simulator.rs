@@ -7,11 +7,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use futures_util::future::join_all;
-use ringcast::simulator::{Environment, Identity, Listening, Options, Reason, Script, Simulator};
+use ringcast::simulator::{
+    Certificate, Environment, Identity, Listening, Options, Reason, Script, Simulator, Timeline, wall,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Simulates APNs: real TLS, real HTTP/2, Apple's rules, and faults on request.
 #[derive(Debug, Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(name = "apns-simulator", version)]
 struct Arguments {
     /// Address to listen on, once or more; port 0 takes a free one. Scripts know them by these addresses, or by their
@@ -31,7 +34,20 @@ struct Arguments {
     /// The one app that may be pushed to [default: any]
     #[arg(long, value_name = "B")]
     bundle_id: Option<String>,
-    /// Devices and faults; `config/simulator.example.toml` shows every key
+    /// Also make a certificate for this app, to authenticate with instead of provider tokens: `client.pem` and
+    /// `client-key.pem` in the folder
+    #[arg(long, value_name = "B")]
+    client_cert: Option<String>,
+    /// How long that certificate is good for; below zero: it expired so many days ago
+    #[arg(
+        long,
+        value_name = "DAYS",
+        default_value_t = 365,
+        requires = "client_cert",
+        allow_negative_numbers = true
+    )]
+    client_cert_days: i32,
+    /// Devices, keys, faults and orders, some with their times; `config/simulator.example.toml` shows every key
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
     /// Append each request as a JSON line, whole device tokens included
@@ -49,6 +65,9 @@ struct Arguments {
     /// GOAWAY to a client that exceeds the stream limit
     #[arg(long)]
     goaway_on_excess: bool,
+    /// GOAWAY after that many `BadDeviceToken` on one connection [default: never]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    bad_device_tokens_max: Option<u64>,
     /// Say `BadEnvironmentKeyInToken`, as seen on the wire, where Apple's page says `BadEnvironmentKeyIdInToken`
     #[arg(long)]
     wire_spelling: bool,
@@ -64,6 +83,8 @@ fn apple_id(text: &str) -> Result<String, &'static str> {
 
 /// Why the program ends early: its exit code and its last words.
 struct Failure(u8, String);
+
+const DAY_MS: u64 = 24 * 3_600_000;
 
 const USAGE: u8 = 64;
 const UNAVAILABLE: u8 = 69;
@@ -88,6 +109,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
+    let identity = Identity::open_or_create(&arguments.identity, &arguments.key_id)
+        .map_err(|error| Failure(CONFIGURATION, format!("--identity: {error}")))?;
     let script = match &arguments.script {
         None => Script::default(),
         Some(path) => {
@@ -95,11 +118,18 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
                 Failure(CONFIGURATION, format!("--script {}: {error}", path.display()))
             };
             let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
-            Script::parse(&text).map_err(|error| wrong(&error))?
+            let find_key = |key_id: &str| {
+                Identity::open_or_create_key(&arguments.identity, key_id).map_err(|error| error.to_string())
+            };
+            Script::parse_with(&text, find_key).map_err(|error| wrong(&error))?
         }
     };
-    let identity = Identity::open_or_create(&arguments.identity, &arguments.key_id)
-        .map_err(|error| Failure(CONFIGURATION, format!("--identity: {error}")))?;
+    if let Some(bundle_id) = &arguments.client_cert {
+        let certificate = client_certificate(bundle_id, arguments.client_cert_days);
+        identity
+            .issue_into(&arguments.identity, &certificate)
+            .map_err(|error| Failure(CONFIGURATION, format!("--client-cert: {error}")))?;
+    }
     let journal = arguments.journal.clone();
     let simulator = Simulator::new(Options {
         team_id: arguments.team_id,
@@ -110,6 +140,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         max_concurrent_streams: arguments.max_concurrent_streams,
         one_stream_first: arguments.strict_streams,
         one_stream_after_rejection: arguments.strict_streams,
+        bad_device_tokens_max: arguments.bad_device_tokens_max,
         go_away_on_excess: arguments.goaway_on_excess,
         other_environment_reason: if arguments.wire_spelling {
             Reason::BadEnvironmentKeyInToken
@@ -118,21 +149,35 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         },
         journal_entries_max: 0,
         journal_file: arguments.journal,
-        ..Options::new(identity.verifying_key())
+        ..Options::of(&identity)
     })
     .map_err(|error| {
         let path = journal.unwrap_or_default();
         Failure(CONFIGURATION, format!("--journal {}: {error}", path.display()))
     })?;
-    simulator.apply(script);
+    let timeline = simulator.apply(script);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure(1, format!("cannot start: {error}")))?;
-    runtime.block_on(serve(&simulator, &identity, &arguments.listen))
+    runtime.block_on(serve(&simulator, &identity, &arguments.listen, timeline))
 }
 
-async fn serve(simulator: &Simulator, identity: &Identity, addresses: &[SocketAddr]) -> Result<(), Failure> {
+/// Begins a day before it must end, at the latest.
+fn client_certificate(bundle_id: &str, days: i32) -> Certificate {
+    let now_ms = wall::real()();
+    let span_ms = u64::from(days.unsigned_abs()) * DAY_MS;
+    let not_after_ms = if days < 0 { now_ms.saturating_sub(span_ms) } else { now_ms + span_ms };
+    let not_before_ms = not_after_ms.min(now_ms).saturating_sub(DAY_MS);
+    Certificate { not_before_ms, not_after_ms, ..Certificate::new(bundle_id, now_ms) }
+}
+
+async fn serve(
+    simulator: &Simulator,
+    identity: &Identity,
+    addresses: &[SocketAddr],
+    timeline: Timeline,
+) -> Result<(), Failure> {
     let cannot_wait = |error: io::Error| Failure(1, format!("cannot wait for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_wait)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_wait)?;
@@ -144,8 +189,13 @@ async fn serve(simulator: &Simulator, identity: &Identity, addresses: &[SocketAd
     for listening in &listening {
         eprintln!("apns-simulator listening on https://{}", listening.local_addr());
     }
+    let for_ever = async {
+        timeline.play().await;
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         biased;
+        () = for_ever => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -164,6 +214,9 @@ mod tests {
         Arguments::command().debug_assert();
         let arguments = Arguments::try_parse_from(["apns-simulator", "--identity", "d"]).unwrap();
         assert_eq!((&*arguments.team_id, &*arguments.key_id), ("TEAM123456", "KEY1234567"));
+        let expired =
+            ["apns-simulator", "--identity", "d", "--client-cert", "com.acme", "--client-cert-days", "-3"];
+        assert_eq!(Arguments::try_parse_from(expired).unwrap().client_cert_days, -3);
         let wrong = ["apns-simulator", "--identity", "d", "--key-id", "short"];
         let error = Arguments::try_parse_from(wrong).unwrap_err().to_string();
         assert!(error.contains("ten letters or digits"), "{error}");

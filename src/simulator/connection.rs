@@ -16,10 +16,11 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Shared;
+use super::certificate::Certificate;
 use super::faults::{ConnectAction, GoAway};
 use super::order::{Order, Signal, What};
 use super::peer::Spot;
-use super::wire::{Control, Wire};
+use super::wire::Wire;
 
 mod exchange;
 mod state;
@@ -39,6 +40,7 @@ pub(super) async fn serve<IO, Stop>(
     shared: &Shared,
     io: IO,
     spot: Spot,
+    certificate: Option<Certificate>,
     struck: Option<ConnectAction>,
     stop: Stop,
 ) where
@@ -51,7 +53,9 @@ pub(super) async fn serve<IO, Stop>(
         Some(ConnectAction::Refuse) => {}
         Some(ConnectAction::Silence) => swallow(io, spot, &mut signals, stop).await,
         struck => {
-            if let Err(error) = serve_http2(shared, io, spot, signals, struck, stop).await {
+            if let Err(error) =
+                serve_http2(Connection::new(shared, spot, certificate), io, signals, struck, stop).await
+            {
                 tracing::debug!(connection = spot.connection, %error, "connection ended");
             }
         }
@@ -109,7 +113,7 @@ fn begin(connection: &Connection<'_>, struck: Option<&ConnectAction>) -> (h2::se
         .max_concurrent_reset_streams(RESET_STREAMS_REMEMBERED)
         .max_pending_accept_reset_streams(RESET_STREAMS_REMEMBERED)
         .max_local_error_reset_streams(None);
-    connection.set_one_stream(shared.options.one_stream_first);
+    connection.set_one_stream(shared.options.one_stream_first && connection.certificate.is_none());
     if shared.faults.is_silent(connection.spot) {
         connection.control.freeze(true); // ordered while TLS was under way
     }
@@ -130,9 +134,8 @@ fn begin(connection: &Connection<'_>, struck: Option<&ConnectAction>) -> (h2::se
 }
 
 async fn serve_http2<IO, Stop>(
-    shared: &Shared,
+    connection: Connection<'_>,
     io: IO,
-    spot: Spot,
     mut signals: Signals,
     struck: Option<ConnectAction>,
     stop: Stop,
@@ -141,8 +144,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     Stop: Future<Output = ()>,
 {
-    let control = Control::new(shared.options.max_concurrent_streams);
-    let connection = Connection::new(shared, spot, control.clone());
+    let (shared, control) = (connection.shared, connection.control.clone());
     let (builder, hold_settings) = begin(&connection, struck.as_ref());
     let mut stop = pin!(stop);
     let mut stopping = false;
@@ -163,7 +165,7 @@ where
             http2 = &mut handshake, if !holding => break http2?,
         }
     };
-    if let Some(ConnectAction::GoAway { reason }) = struck {
+    if let Some(reason) = connection.unwelcome(struck) {
         connection.go_away(&GoAway { reason: Some(reason), ..GoAway::default() });
     }
     let mut in_flight = FuturesUnordered::new();

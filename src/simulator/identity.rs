@@ -1,8 +1,9 @@
 //! Who the simulator is: a throw-away certificate authority, a server certificate, and a provider signing key.
 //!
-//! In a folder it is `ca.pem` (what a client trusts), `server.pem` and `server.key` (what TLS is served with) and
-//! `AuthKey_<key id>.p8` (what a client signs provider tokens with: PKCS#8 in PEM, as Apple's downloads are). None of
-//! it is worth protecting beyond the file modes: the authority's own key is thrown away once it has signed.
+//! In a folder it is `ca.pem` (what a client trusts), `server.pem` and `server.key` (what TLS is served with),
+//! `AuthKey_<key id>.p8` (what a client signs provider tokens with: PKCS#8 in PEM, as Apple's downloads are), and
+//! `client-ca.pem` and `client-ca.key` (what clients' certificates are signed with). None of it is worth protecting
+//! beyond the file modes: the server authority's own key is thrown away once it has signed.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -24,8 +25,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
 
+use super::certificate::{AnyClient, Certificate};
 use super::provider_token::is_apple_id;
 use super::wall;
+
+mod client;
+
+use client::Authority;
+pub use client::Issued;
 
 /// The names the server certificate is good for. Apple's own are not among them, on purpose.
 const SERVER_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -53,7 +60,7 @@ pub enum IdentityError {
     },
     /// Some of the files that belong together are missing.
     #[error(
-        "{missing}: missing, while {present} is there; put it back, or remove ca.pem, server.pem and server.key together to have all three made anew"
+        "{missing}: missing, while {present} is there; put it back, or remove what belongs with it (ca.pem, server.pem and server.key; client-ca.pem and client-ca.key) to have it made anew"
     )]
     Incomplete {
         /// A file that is missing.
@@ -109,6 +116,7 @@ pub struct Identity {
     p8_pem: String,
     verifying_key: VerifyingKey,
     server_config: Arc<ServerConfig>,
+    authority: Authority,
 }
 
 impl std::fmt::Debug for Identity {
@@ -120,70 +128,85 @@ impl std::fmt::Debug for Identity {
 impl Identity {
     /// A new one, in memory only.
     pub fn ephemeral() -> Result<Self, IdentityError> {
-        let (tls, p8_pem) = (Tls::make()?, make_p8()?);
+        let (tls, authority) = (Tls::make()?, Authority::make()?);
         let path = Path::new("(in memory)");
-        Self::assemble(&tls, p8_pem, [path; 4])
+        Self::assemble(&tls, make_p8()?, authority, [path; 6])
     }
 
     /// The identity in `dir`, with the signing key called `key_id`; folder and files are made where they are missing.
-    /// The three TLS files are made together or not at all; a signing key is made for each new `key_id`.
+    /// The three TLS files are made together or not at all, and so are the two of the clients' authority; a signing key
+    /// is made for each new `key_id`.
     pub fn open_or_create(dir: &Path, key_id: &str) -> Result<Self, IdentityError> {
         if !is_apple_id(key_id) {
             return Err(IdentityError::KeyId(key_id.to_owned()));
         }
         fs::create_dir_all(dir).map_err(at(dir))?;
-        let paths = ["server.key", "server.pem", "ca.pem"].map(|name| dir.join(name));
-        let [key, chain, ca] = &paths;
-        let p8 = dir.join(format!("AuthKey_{key_id}.p8"));
+        let paths = ["server.key", "server.pem", "ca.pem", "client-ca.key", "client-ca.pem"];
+        let [key, chain, ca, client_key, client_ca] = paths.map(|name| dir.join(name));
 
-        let (present, missing): (Vec<_>, Vec<_>) = paths.iter().partition(|path| path.exists());
-        let tls = match (present.first(), missing.first()) {
-            (_, None) => Tls { key: read(key)?, chain: read(chain)?, ca: read(ca)? },
-            (None, Some(_)) => {
-                let tls = Tls::make()?;
-                write(key, &tls.key, 0o600)?;
-                write(chain, &tls.chain, 0o644)?;
-                write(ca, &tls.ca, 0o644)?;
-                tls
-            }
-            (Some(present), Some(missing)) => {
-                let (missing, present) = ((*missing).clone(), (*present).clone());
-                return Err(IdentityError::Incomplete { missing, present });
-            }
-        };
-        let p8_pem = if p8.exists() {
-            read(&p8)?
+        let tls = if are_there(&[&key, &chain, &ca])? {
+            Tls { key: read(&key)?, chain: read(&chain)?, ca: read(&ca)? }
         } else {
-            let made = make_p8()?;
-            write(&p8, &made, 0o600)?;
-            made
+            let tls = Tls::make()?;
+            write(&key, &tls.key, 0o600)?;
+            write(&chain, &tls.chain, 0o644)?;
+            write(&ca, &tls.ca, 0o644)?;
+            tls
         };
-        Self::assemble(&tls, p8_pem, [key, chain, ca, &p8])
+        let authority = if are_there(&[&client_key, &client_ca])? {
+            Authority { key: read(&client_key)?, ca: read(&client_ca)? }
+        } else {
+            let authority = Authority::make()?;
+            write(&client_key, &authority.key, 0o600)?;
+            write(&client_ca, &authority.ca, 0o644)?;
+            authority
+        };
+        let p8 = dir.join(format!("AuthKey_{key_id}.p8"));
+        let p8_pem = open_or_make_p8(&p8)?;
+        Self::assemble(&tls, p8_pem, authority, [&key, &chain, &ca, &p8, &client_key, &client_ca])
     }
 
-    fn assemble(tls: &Tls, p8_pem: String, [key, chain, ca, p8]: [&Path; 4]) -> Result<Self, IdentityError> {
+    /// The public half of another signing key in `dir`: of `AuthKey_<key id>.p8`, which is made where it is missing.
+    pub fn open_or_create_key(dir: &Path, key_id: &str) -> Result<VerifyingKey, IdentityError> {
+        if !is_apple_id(key_id) {
+            return Err(IdentityError::KeyId(key_id.to_owned()));
+        }
+        let path = dir.join(format!("AuthKey_{key_id}.p8"));
+        read_p8(&path, &open_or_make_p8(&path)?)
+    }
+
+    fn assemble(
+        tls: &Tls,
+        p8_pem: String,
+        authority: Authority,
+        [key, chain, ca, p8, client_key, client_ca]: [&Path; 6],
+    ) -> Result<Self, IdentityError> {
         let content =
             |path: &Path, what: &str| IdentityError::Content { path: path.into(), what: what.into() };
-        if CertificateDer::from_pem_slice(tls.ca.as_bytes()).is_err() {
-            return Err(content(ca, "holds no certificate in PEM"));
+        for (path, pem) in [(ca, &tls.ca), (client_ca, &authority.ca)] {
+            if CertificateDer::from_pem_slice(pem.as_bytes()).is_err() {
+                return Err(content(path, "holds no certificate in PEM"));
+            }
+        }
+        if authority.read_key().is_none() {
+            return Err(content(client_key, "holds no private key in PEM"));
         }
         let certificates = CertificateDer::pem_slice_iter(tls.chain.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| content(chain, "holds no certificate in PEM"))?;
         let private_key = PrivateKeyDer::from_pem_slice(tls.key.as_bytes())
             .map_err(|_| content(key, "holds no private key in PEM"))?;
-        let mut server_config =
-            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-                .map_err(crypto("set up TLS"))?
-                .with_no_client_auth()
-                .with_single_cert(certificates, private_key)
-                .map_err(|error| content(chain, &format!("does not go with {}: {error}", key.display())))?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut server_config = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(crypto("set up TLS"))?
+            .with_client_cert_verifier(AnyClient::new(provider))
+            .with_single_cert(certificates, private_key)
+            .map_err(|error| content(chain, &format!("does not go with {}: {error}", key.display())))?;
         server_config.alpn_protocols = vec![b"h2".to_vec()];
-        let verifying_key = VerifyingKey::from_p8(&p8_pem).ok_or_else(|| {
-            content(p8, "holds no P-256 private key in PKCS#8 PEM, as Apple's .p8 files do")
-        })?;
-        Ok(Self { ca_pem: tls.ca.clone(), p8_pem, verifying_key, server_config: Arc::new(server_config) })
+        let verifying_key = read_p8(p8, &p8_pem)?;
+        let (ca_pem, server_config) = (tls.ca.clone(), Arc::new(server_config));
+        Ok(Self { ca_pem, p8_pem, verifying_key, server_config, authority })
     }
 
     /// The certificate a client must trust, in PEM.
@@ -201,7 +224,29 @@ impl Identity {
         self.verifying_key.clone()
     }
 
-    /// TLS 1.2 or 1.3, ALPN `h2` alone.
+    /// What clients' certificates are signed with, in PEM: for [`Options::client_ca_pem`](super::Options::client_ca_pem).
+    pub fn client_ca_pem(&self) -> &str {
+        &self.authority.ca
+    }
+
+    /// Makes a client certificate that says this. One that is not to be trusted is signed by an authority that nobody
+    /// knows.
+    pub fn issue(&self, certificate: &Certificate) -> Result<Issued, IdentityError> {
+        if certificate.trusted {
+            self.authority.issue(certificate)
+        } else {
+            Authority::make()?.issue(certificate)
+        }
+    }
+
+    /// The same in the files `client.pem` and `client-key.pem` of `dir`, which are replaced.
+    pub fn issue_into(&self, dir: &Path, certificate: &Certificate) -> Result<(), IdentityError> {
+        let issued = self.issue(certificate)?;
+        write(&dir.join("client-key.pem"), &issued.key_pem, 0o600)?;
+        write(&dir.join("client.pem"), &issued.certificate_pem, 0o644)
+    }
+
+    /// TLS 1.2 or 1.3, ALPN `h2` alone. Clients may show a certificate.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.server_config.clone()
     }
@@ -217,7 +262,7 @@ struct Tls {
 impl Tls {
     fn make() -> Result<Self, IdentityError> {
         let made = crypto("make a certificate");
-        let now = OffsetDateTime::UNIX_EPOCH + std::time::Duration::from_millis(wall::unix_ms());
+        let now = now();
         let params = |name: &str, names: &[&str]| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             CertificateParams::new(names).map(|mut params| {
@@ -246,6 +291,39 @@ impl Tls {
             ca: encode_pem("CERTIFICATE", authority.der())?,
         })
     }
+}
+
+fn now() -> OffsetDateTime {
+    OffsetDateTime::UNIX_EPOCH + std::time::Duration::from_millis(wall::unix_ms())
+}
+
+/// True when all of them are there, false when none is.
+fn are_there(paths: &[&Path]) -> Result<bool, IdentityError> {
+    let (present, missing): (Vec<&Path>, Vec<&Path>) = paths.iter().copied().partition(|path| path.exists());
+    match (present.first(), missing.first()) {
+        (_, None) => Ok(true),
+        (None, Some(_)) => Ok(false),
+        (Some(present), Some(missing)) => {
+            let (missing, present) = (missing.to_path_buf(), present.to_path_buf());
+            Err(IdentityError::Incomplete { missing, present })
+        }
+    }
+}
+
+fn open_or_make_p8(path: &Path) -> Result<String, IdentityError> {
+    if path.exists() {
+        return read(path);
+    }
+    let made = make_p8()?;
+    write(path, &made, 0o600)?;
+    Ok(made)
+}
+
+fn read_p8(path: &Path, pem: &str) -> Result<VerifyingKey, IdentityError> {
+    VerifyingKey::from_p8(pem).ok_or_else(|| IdentityError::Content {
+        path: path.into(),
+        what: "holds no P-256 private key in PKCS#8 PEM, as Apple's .p8 files do".into(),
+    })
 }
 
 fn make_p8() -> Result<String, IdentityError> {
@@ -287,87 +365,4 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), IdentityError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    /// A folder that goes away with the test.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("ringcast-identity-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            Self(path)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    #[test]
-    fn what_is_missing_is_made_and_what_is_there_is_used() {
-        let folder = Folder::new("reuse");
-        let first = Identity::open_or_create(&folder.0, "KEY1234567").unwrap();
-        let again = Identity::open_or_create(&folder.0, "KEY1234567").unwrap();
-        assert_eq!(first.ca_pem(), again.ca_pem());
-        assert_eq!(first.p8_pem(), again.p8_pem());
-        assert_eq!(first.verifying_key(), again.verifying_key());
-        let other = Identity::open_or_create(&folder.0, "KEY7654321").unwrap();
-        assert_eq!(first.ca_pem(), other.ca_pem());
-        assert_ne!(first.verifying_key(), other.verifying_key());
-
-        let mut names: Vec<_> = fs::read_dir(&folder.0)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        let expected =
-            ["AuthKey_KEY1234567.p8", "AuthKey_KEY7654321.p8", "ca.pem", "server.key", "server.pem"];
-        assert_eq!(names, expected);
-        for private in ["AuthKey_KEY1234567.p8", "server.key"] {
-            let mode = fs::metadata(folder.0.join(private)).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600, "{private}");
-        }
-        assert!(first.p8_pem().starts_with("-----BEGIN PRIVATE KEY-----\n"));
-    }
-
-    #[test]
-    fn half_an_identity_is_no_identity() {
-        let folder = Folder::new("half");
-        Identity::open_or_create(&folder.0, "KEY1234567").unwrap();
-        fs::remove_file(folder.0.join("server.key")).unwrap();
-        let error = Identity::open_or_create(&folder.0, "KEY1234567").unwrap_err().to_string();
-        assert!(error.contains("server.key: missing") && error.contains("put it back"), "{error}");
-    }
-
-    #[test]
-    fn spoilt_files_are_named() {
-        for (name, what) in [
-            ("ca.pem", "holds no certificate"),
-            ("server.key", "holds no private key"),
-            ("AuthKey_KEY1234567.p8", "holds no P-256 private key"),
-        ] {
-            let folder = Folder::new(&format!("spoilt-{name}"));
-            Identity::open_or_create(&folder.0, "KEY1234567").unwrap();
-            fs::write(folder.0.join(name), "rubbish").unwrap();
-            let error = Identity::open_or_create(&folder.0, "KEY1234567").unwrap_err().to_string();
-            assert!(error.contains(name) && error.contains(what), "{error}");
-        }
-        let error = Identity::open_or_create(Path::new("/tmp"), "../up").unwrap_err().to_string();
-        assert!(error.contains("ten letters or digits"), "{error}");
-    }
-
-    #[test]
-    fn public_keys_are_read_strictly() {
-        let identity = Identity::ephemeral().unwrap();
-        let key = identity.verifying_key();
-        assert_eq!(VerifyingKey::from_sec1(key.as_sec1()), Some(key));
-        assert_eq!(VerifyingKey::from_sec1(&[4; 65]), None);
-        assert_eq!(VerifyingKey::from_p8("rubbish"), None);
-    }
-}
+mod tests;

@@ -63,6 +63,9 @@ pub struct Record {
     /// What the provider token said of itself, true or not.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_shared")]
     pub authorization: Option<Arc<Claims>>,
+    /// The bundle id of the client's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
     /// The payload.
     pub body: Body,
     /// The status that was answered; `None` where there was no answer.
@@ -311,6 +314,7 @@ mod tests {
             priority: None,
             push_type: None,
             authorization: None,
+            certificate: None,
             body: Body(Bytes::from_static(b"{\"a\":\n1}")),
             status: Some(200),
             reason: None,

@@ -126,12 +126,14 @@ async fn serve(
     let spot = shared.arrive(Some(local_addr));
     let struck = shared.faults.strike_connect(spot, &shared.chance);
     if matches!(struck, Some(ConnectAction::Refuse | ConnectAction::Silence)) {
-        return connection::serve(shared, stream, spot, struck, stop_of(&mut stopped)).await; // before TLS
+        return connection::serve(shared, stream, spot, None, struck, stop_of(&mut stopped)).await; // before TLS
     }
     let _ = stream.set_nodelay(true); // only slower without
     match timeout(HANDSHAKE_TIME_MAX, tls.accept(stream)).await {
         Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-            connection::serve(shared, stream, spot, struck, stop_of(&mut stopped)).await;
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let certificate = shared.authority.read(chain, (shared.options.clock)());
+            connection::serve(shared, stream, spot, certificate, struck, stop_of(&mut stopped)).await;
         }
         Ok(Ok(_)) => tracing::debug!("a client did not ask for h2 by ALPN"),
         Ok(Err(error)) => tracing::debug!(%error, "TLS failed"),

@@ -47,6 +47,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::broadcast;
 
+pub mod certificate;
 mod chance;
 mod connection;
 pub mod devices;
@@ -64,6 +65,7 @@ mod tests;
 pub mod wall;
 mod wire;
 
+pub use certificate::Certificate;
 pub use devices::{DeviceState, Devices};
 pub use faults::{ConnectAction, ConnectFault, Fault, Faults, GoAway, LastStream, When};
 pub use identity::{Identity, VerifyingKey};
@@ -73,9 +75,10 @@ pub use order::{Order, Target};
 pub use peer::{Address, Peer};
 pub use provider_token::Credential;
 pub use rules::Reason;
-pub use script::Script;
+pub use script::{Script, Timeline};
 pub use wall::WallClock;
 
+use certificate::Authority;
 use chance::Chance;
 use order::{ORDERS_MAX, Signal};
 use peer::{Addresses, Spot};
@@ -101,6 +104,9 @@ pub struct Options {
     pub verifying_key: VerifyingKey,
     /// Further keys that Apple knows: of the same team or of others.
     pub credentials: Vec<Credential>,
+    /// Whose signature clients' certificates must have: [`Identity::client_ca_pem`]. `None`: every certificate is
+    /// `BadCertificate`.
+    pub client_ca_pem: Option<String>,
     /// The one app that may be pushed to; `None`: any.
     pub bundle_id: Option<String>,
     /// Production, unless set.
@@ -131,6 +137,13 @@ pub struct Options {
 }
 
 impl Options {
+    /// The defaults, with all that this identity has made: provider tokens of its key and certificates of its authority
+    /// are good.
+    pub fn of(identity: &Identity) -> Self {
+        let client_ca_pem = Some(identity.client_ca_pem().to_owned());
+        Self { client_ca_pem, ..Self::new(identity.verifying_key()) }
+    }
+
     /// The defaults: team `TEAM123456`, key `KEY1234567`, any app, production, 1000 streams, a million records in
     /// memory, the machine's clock.
     pub fn new(verifying_key: VerifyingKey) -> Self {
@@ -139,6 +152,7 @@ impl Options {
             key_id: "KEY1234567".into(),
             verifying_key,
             credentials: Vec::new(),
+            client_ca_pem: None,
             bundle_id: None,
             environment: Environment::Production,
             other_environment_reason: Reason::BadEnvironmentKeyIdInToken,
@@ -182,6 +196,7 @@ impl std::fmt::Debug for Simulator {
 struct Shared {
     options: Options,
     keyring: Keyring,
+    authority: Authority,
     devices: Devices,
     faults: Faults,
     addresses: Addresses,
@@ -201,13 +216,14 @@ impl Shared {
 }
 
 impl Simulator {
-    /// Fails only where the journal's file cannot be opened.
+    /// Fails only where the journal's file cannot be opened, or [`Options::client_ca_pem`] is no certificate.
     pub fn new(options: Options) -> io::Result<Self> {
         let first = Credential::new(&options.team_id, &options.key_id, options.verifying_key.clone());
         let mut credentials = vec![first];
         credentials.extend(options.credentials.iter().cloned());
         let shared = Shared {
             keyring: Keyring::new(options.environment, options.other_environment_reason, credentials),
+            authority: Authority::new(options.client_ca_pem.as_deref()).map_err(io::Error::other)?,
             devices: Devices::default(),
             faults: Faults::default(),
             addresses: Addresses::default(),
@@ -245,7 +261,7 @@ impl Simulator {
     {
         let spot = self.shared.arrive(peer.address);
         let struck = self.shared.faults.strike_connect(spot, &self.shared.chance);
-        connection::serve(&self.shared, io, spot, struck, std::future::pending()).await;
+        connection::serve(&self.shared, io, spot, peer.certificate, struck, std::future::pending()).await;
     }
 
     /// Binds `addr` and serves it with TLS in the background, until [`Listening::shutdown`] or its drop. Each call is an
@@ -278,19 +294,6 @@ impl Simulator {
     /// `InvalidProviderToken`. False when there was none.
     pub fn revoke(&self, key_id: &str) -> bool {
         self.shared.keyring.revoke(key_id)
-    }
-
-    /// Adds the devices and faults of a script to what is there.
-    pub fn apply(&self, script: Script) {
-        for (token, state) in script.devices {
-            self.shared.devices.set(&token, state);
-        }
-        for fault in script.faults {
-            self.shared.faults.add(fault);
-        }
-        for fault in script.connect_faults {
-            self.shared.faults.add_connect(fault);
-        }
     }
 
     /// Connections served right now.

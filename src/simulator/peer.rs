@@ -11,6 +11,8 @@ use std::net::SocketAddr;
 
 use parking_lot::Mutex;
 
+use super::certificate::Certificate;
+
 /// Names one address of a simulator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Address {
@@ -46,12 +48,14 @@ impl fmt::Display for Address {
 pub struct Peer {
     /// The address it came to; `None`: no fault or order for an address meets it.
     pub address: Option<SocketAddr>,
+    /// The certificate it has shown; `None`: it must authenticate each request with a provider token.
+    pub certificate: Option<Certificate>,
 }
 
 impl Peer {
     /// Somebody who came to this address.
     pub fn at(address: SocketAddr) -> Self {
-        Self { address: Some(address) }
+        Self { address: Some(address), certificate: None }
     }
 }
 

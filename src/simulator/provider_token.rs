@@ -26,7 +26,7 @@ const REMEMBERED_MAX: usize = 1024;
 const TOKEN_BYTES_MAX: usize = 4096;
 
 /// A signing key that Apple knows: the public half of a `.p8`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
     /// Apple's ten-character team id, the token's `iss`.
     pub team_id: String,
@@ -57,6 +57,8 @@ pub struct Claims {
     pub iss: String,
     /// Issued at, in seconds since 1970-01-01 UTC.
     pub iat: u64,
+    /// The first bytes of the whole token's SHA-256 in hex: tells tokens apart that say the same.
+    pub digest: String,
 }
 
 /// A provider token that was found right.
@@ -281,7 +283,9 @@ fn parse(token: &[u8]) -> Option<Parsed<'_>> {
     if header.alg != "ES256" || !is_apple_id(&header.kid) || !is_apple_id(&payload.iss) {
         return None;
     }
-    let claims = Claims { kid: header.kid, iss: payload.iss, iat: payload.iat };
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token);
+    let digest = digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let claims = Claims { kid: header.kid, iss: payload.iss, iat: payload.iat, digest };
     Some(Parsed { claims, signed, signature: decode_base64url(signature)? })
 }
 

@@ -133,6 +133,8 @@ pub struct Request<'a> {
 pub struct Policy<'a> {
     /// The one app that may be pushed to; `None`: any.
     pub bundle_id: Option<&'a str>,
+    /// On a connection with a client certificate: the topics that the certificate lists.
+    pub topics: Option<&'a [String]>,
 }
 
 /// A request that keeps every rule.
@@ -156,7 +158,7 @@ pub struct Push<'a> {
 /// rest, so that a caller without credentials learns nothing else.
 pub fn judge<'a>(
     request: &Request<'a>,
-    policy: &Policy<'_>,
+    policy: &Policy<'a>,
     authorize: impl FnOnce(Option<&'a [u8]>) -> Result<(), Reason>,
 ) -> Result<Push<'a>, Reason> {
     if request.method != Method::POST {
@@ -241,14 +243,18 @@ fn check_duplicates(headers: &HeaderMap) -> Result<(), Reason> {
 }
 
 /// Topic and push type belong together: the suffix of each type's topic is Apple's. That a suffixed topic with another
-/// type (or none) is refused as `InvalidPushType` is the stricter reading of "must match".
+/// type (or none) is refused as `InvalidPushType` is the stricter reading of "must match". A certificate with one topic
+/// may do without the header; that a topic it does not list is `TopicDisallowed`, not `BadTopic`, is our reading.
 fn check_topic<'a>(
     headers: &'a HeaderMap,
     push_type: Option<&'a str>,
-    policy: &Policy<'_>,
+    policy: &Policy<'a>,
 ) -> Result<(&'a str, &'a str, &'a str), Reason> {
-    let topic =
-        text(header(headers, &APNS_TOPIC)).map_err(|()| Reason::BadTopic)?.ok_or(Reason::MissingTopic)?;
+    let topic = text(header(headers, &APNS_TOPIC)).map_err(|()| Reason::BadTopic)?;
+    let topic = match (topic, policy.topics) {
+        (None, Some([only])) => only,
+        (topic, _) => topic.ok_or(Reason::MissingTopic)?,
+    };
     let (push_type, suffix) = match push_type {
         None => ("alert", ""),
         Some(given) => {
@@ -268,7 +274,8 @@ fn check_topic<'a>(
     if suffix.is_empty() && suffixed {
         return Err(Reason::InvalidPushType);
     }
-    if policy.bundle_id.is_some_and(|only| only != bundle_id) {
+    let listed = |topics: &[String]| topics.iter().any(|listed| listed == topic);
+    if policy.bundle_id.is_some_and(|only| only != bundle_id) || !policy.topics.is_none_or(listed) {
         return Err(Reason::TopicDisallowed);
     }
     Ok((topic, bundle_id, push_type))

@@ -1,19 +1,36 @@
-//! A script: devices and faults from a TOML file. `config/simulator.example.toml` shows every key.
+//! A script: what Apple knows and what goes wrong, from a TOML file. `config/simulator.example.toml` shows every key.
+//!
+//! Most of it holds from the beginning. What has a time (`at`, `from`, `until`) is a [`Step`] of a [`Timeline`], so that
+//! one file can hold a whole incident with its healing.
 //!
 //! A mistake is told with its line and what would be right; a key that is not known is a mistake.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::time::Duration;
 
-use bytes::Bytes;
 use serde::Deserialize;
+use tokio::time::{Instant, sleep_until};
 use toml::Spanned;
 
+use super::Simulator;
 use super::devices::DeviceState;
-use super::faults::{Action, Answer, ConnectAction, ConnectFault, Ending, Fault, GoAway, When, Whom};
-use super::rules;
+use super::faults::{ConnectFault, Fault, FaultId, When};
+use super::identity::VerifyingKey;
+use super::order::{Order, Target};
+use super::provider_token::Credential;
 
-use value::{Code, Hex, Instant, Probability, RawLatency, Status};
+use connect::{RawConnect, RawOrder};
+use device::{RawDevice, RawKey};
+use fault::RawFault;
+use value::{Probability, Span};
 
+mod connect;
+mod device;
+mod fault;
+mod goaway;
+#[cfg(test)]
+mod tests;
 mod value;
 
 /// What a script file says.
@@ -21,11 +38,39 @@ mod value;
 pub struct Script {
     /// Device tokens (lower-case hex) and their states.
     pub devices: Vec<(String, DeviceState)>,
+    /// Further keys that Apple knows.
+    pub keys: Vec<Credential>,
     /// Faults that strike requests, in order.
     pub faults: Vec<Fault>,
     /// Faults that strike new connections, in order.
     pub connect_faults: Vec<ConnectFault>,
+    /// What happens later, in order of time.
+    pub steps: Vec<(Duration, Step)>,
 }
+
+/// Something that happens at its time.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// A device token gets another state.
+    Device(String, DeviceState),
+    /// A key is known from now on.
+    Trust(Credential),
+    /// The keys with this id are forgotten.
+    Revoke(String),
+    /// A fault begins; the number names it within the script. It stands behind those that are there.
+    Fault(usize, Fault),
+    /// A fault of new connections begins.
+    Connect(usize, ConnectFault),
+    /// The fault with this number ends.
+    End(usize),
+    /// Live connections are told something.
+    Order(Target, Order),
+    /// See [`Simulator::heal_at`].
+    Heal(Target),
+}
+
+/// When something begins and ends; `None`: from the beginning, and for good.
+type Course = (Option<Duration>, Option<Duration>);
 
 /// A mistake in a script.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +90,19 @@ impl fmt::Display for ScriptError {
 impl std::error::Error for ScriptError {}
 
 impl Script {
-    /// Reads the text of a script file.
+    /// Reads the text of a script file that names no keys.
     pub fn parse(text: &str) -> Result<Self, ScriptError> {
+        Self::parse_with(
+            text,
+            |_| Err("nobody here knows where keys are kept: see Script::parse_with".into()),
+        )
+    }
+
+    /// Reads the text of a script file; `find_key` finds (or makes) the key with an id.
+    pub fn parse_with(
+        text: &str,
+        mut find_key: impl FnMut(&str) -> Result<VerifyingKey, String>,
+    ) -> Result<Self, ScriptError> {
         let line_of = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
         let raw: RawScript = toml::from_str(text).map_err(|error| ScriptError {
             line: line_of(error.span().map_or(0, |span| span.start)),
@@ -54,21 +110,53 @@ impl Script {
         })?;
         let mut script = Self::default();
         for device in raw.device {
-            let line = line_of(device.span().start);
-            script.devices.push(device.into_inner().read().map_err(|message| ScriptError { line, message })?);
+            let (at, token, state) = read(device, line_of, RawDevice::read)?;
+            match at {
+                None => script.devices.push((token, state)),
+                Some(at) => script.steps.push((at, Step::Device(token, state))),
+            }
         }
-        for fault in raw.fault {
-            let line = line_of(fault.span().start);
-            script.faults.push(fault.into_inner().read().map_err(|message| ScriptError { line, message })?);
+        for key in raw.key {
+            let ((from, until), credential) = read(key, line_of, |key| key.read(&mut find_key))?;
+            script.steps.extend(until.map(|until| (until, Step::Revoke(credential.key_id.clone()))));
+            match from {
+                None => script.keys.push(credential),
+                Some(from) => script.steps.push((from, Step::Trust(credential))),
+            }
         }
-        for fault in raw.connect {
-            let line = line_of(fault.span().start);
-            script
-                .connect_faults
-                .push(fault.into_inner().read().map_err(|message| ScriptError { line, message })?);
+        for (number, fault) in raw.fault.into_iter().enumerate() {
+            match read(fault, line_of, RawFault::read)? {
+                ((None, None), fault) => script.faults.push(fault),
+                (course, fault) => script.put(course, number, |number| Step::Fault(number, fault)),
+            }
         }
+        let numbers = usize::MAX / 2..; // apart from those above
+        for (number, fault) in numbers.zip(raw.connect) {
+            match read(fault, line_of, RawConnect::read)? {
+                ((None, None), fault) => script.connect_faults.push(fault),
+                (course, fault) => script.put(course, number, |number| Step::Connect(number, fault)),
+            }
+        }
+        for order in raw.order {
+            script.steps.push(read(order, line_of, RawOrder::read)?);
+        }
+        script.steps.sort_by_key(|(at, _)| *at);
         Ok(script)
     }
+
+    fn put(&mut self, (from, until): Course, number: usize, begin: impl FnOnce(usize) -> Step) {
+        self.steps.push((from.unwrap_or_default(), begin(number)));
+        self.steps.extend(until.map(|until| (until, Step::End(number))));
+    }
+}
+
+fn read<Raw, T>(
+    raw: Spanned<Raw>,
+    line_of: impl Fn(usize) -> usize,
+    read: impl FnOnce(Raw) -> Result<T, String>,
+) -> Result<T, ScriptError> {
+    let line = line_of(raw.span().start);
+    read(raw.into_inner()).map_err(|message| ScriptError { line, message })
 }
 
 #[derive(Deserialize)]
@@ -77,256 +165,13 @@ struct RawScript {
     #[serde(default)]
     device: Vec<Spanned<RawDevice>>,
     #[serde(default)]
+    key: Vec<Spanned<RawKey>>,
+    #[serde(default)]
     fault: Vec<Spanned<RawFault>>,
     #[serde(default)]
     connect: Vec<Spanned<RawConnect>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawDevice {
-    token: Hex,
-    state: RawState,
-    since: Option<Instant>,
-    topic: Option<String>,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq)]
-#[serde(rename_all = "snake_case")]
-enum RawState {
-    Registered,
-    Unregistered,
-    Expired,
-    Unknown,
-    OtherEnvironment,
-    Topic,
-    Throttled,
-}
-
-impl RawDevice {
-    fn read(self) -> Result<(String, DeviceState), String> {
-        let dead = matches!(self.state, RawState::Unregistered | RawState::Expired);
-        if self.since.is_some() && !dead {
-            return Err("`since` goes with state \"unregistered\" or \"expired\" alone".into());
-        }
-        if self.topic.is_some() != (self.state == RawState::Topic) {
-            return Err(
-                "state = \"topic\" and `topic` go together: the one topic the token is live for".into()
-            );
-        }
-        if rules::read_token(&self.token.0).is_none() {
-            return Err("`token` must be an even number of hex digits, 2 to 256 bytes".into());
-        }
-        let since_ms = || {
-            let missing =
-                "`since` is missing: the instant from which the token is dead, as 2026-10-01T00:00:00Z";
-            self.since.as_ref().map(|instant| instant.0).ok_or(missing)
-        };
-        let state = match self.state {
-            RawState::Registered => DeviceState::Registered,
-            RawState::Unregistered => DeviceState::Unregistered { since_ms: since_ms()? },
-            RawState::Expired => DeviceState::Expired { since_ms: since_ms()? },
-            RawState::Unknown => DeviceState::Unknown,
-            RawState::OtherEnvironment => DeviceState::OtherEnvironment,
-            RawState::Topic => DeviceState::Topic(self.topic.unwrap_or_default()),
-            RawState::Throttled => DeviceState::Throttled,
-        };
-        Ok((self.token.0, state))
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawFault {
-    token: Option<Hex>,
-    token_prefix: Option<Hex>,
-    connection: Option<u64>,
-
     #[serde(default)]
-    skip: u64,
-    every: Option<u64>,
-    probability: Option<Probability>,
-    count: Option<u64>,
-    #[serde(default)]
-    each_token: bool,
-
-    latency: Option<RawLatency>,
-    #[serde(rename = "do")]
-    action: Option<RawAction>,
-    status: Option<Status>,
-    reason: Option<String>,
-    timestamp: Option<Instant>,
-    body: Option<String>,
-    code: Option<Code>,
-    serve_this: Option<bool>,
-    twice: Option<bool>,
-    then: Option<RawEnding>,
-    processed: Option<bool>,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq, Debug)]
-#[serde(rename_all = "lowercase")]
-enum RawAction {
-    Answer,
-    Reset,
-    Goaway,
-    Silence,
-    Freeze,
-    Close,
-}
-
-#[derive(Deserialize, Clone, Copy)]
-#[serde(rename_all = "lowercase")]
-enum RawEnding {
-    Drain,
-    Close,
-    Silence,
-}
-
-impl RawFault {
-    fn read(self) -> Result<Fault, String> {
-        self.check_keys()?;
-        let whom = match (&self.token, &self.token_prefix, self.connection) {
-            (None, None, None) => Whom::Everybody,
-            (Some(token), None, None) => Whom::Token(token.0.clone()),
-            (None, Some(prefix), None) => Whom::Prefix(prefix.0.clone()),
-            (None, None, Some(number)) => Whom::Connection(number),
-            _ => {
-                return Err(
-                    "only one of `token`, `token_prefix` and `connection`; none of them: everybody".into()
-                );
-            }
-        };
-        let mut when = read_when(self.skip, self.every, self.probability, self.count)?;
-        when.each_token = self.each_token;
-        let action = self.action.map(|action| self.read_action(action)).transpose()?;
-        if action.is_none() && self.latency.is_none() {
-            return Err("neither `do` nor `latency`: nothing would happen".into());
-        }
-        Ok(Fault { whom, when, latency: self.latency.map(|latency| latency.0), action })
-    }
-
-    /// A key that its action does not know is a mistake, not ignored.
-    fn check_keys(&self) -> Result<(), String> {
-        use RawAction::{Answer, Close, Freeze, Goaway, Reset, Silence};
-        let answering = self.action == Some(Answer);
-        for (key, present, belongs, to) in [
-            ("status", self.status.is_some(), answering, "\"answer\""),
-            ("timestamp", self.timestamp.is_some(), answering, "\"answer\""),
-            ("body", self.body.is_some(), answering, "\"answer\""),
-            (
-                "reason",
-                self.reason.is_some(),
-                matches!(self.action, Some(Answer | Goaway)),
-                "\"answer\" or \"goaway\"",
-            ),
-            (
-                "code",
-                self.code.is_some(),
-                matches!(self.action, Some(Reset | Goaway)),
-                "\"reset\" or \"goaway\"",
-            ),
-            ("serve_this", self.serve_this.is_some(), self.action == Some(Goaway), "\"goaway\""),
-            ("twice", self.twice.is_some(), self.action == Some(Goaway), "\"goaway\""),
-            ("then", self.then.is_some(), self.action == Some(Goaway), "\"goaway\""),
-            (
-                "processed",
-                self.processed.is_some(),
-                matches!(self.action, Some(Answer | Reset | Silence | Freeze | Close)),
-                "\"answer\", \"reset\", \"silence\", \"freeze\" or \"close\"",
-            ),
-        ] {
-            if present && !belongs {
-                return Err(format!("`{key}` goes with do = {to}"));
-            }
-        }
-        Ok(())
-    }
-
-    fn read_action(&self, action: RawAction) -> Result<Action, String> {
-        let processed = self.processed.unwrap_or(false);
-        Ok(match action {
-            RawAction::Answer => {
-                let status =
-                    self.status.as_ref().ok_or("`status` is missing: the status to answer, as 503")?.0;
-                if self.body.is_some() && (self.reason.is_some() || self.timestamp.is_some()) {
-                    return Err("`body` is sent as it stands: leave out `reason` and `timestamp`".into());
-                }
-                if self.timestamp.is_some() && self.reason.is_none() {
-                    return Err("`timestamp` goes into the JSON beside a `reason`, which is missing".into());
-                }
-                Action::Answer(Answer {
-                    status,
-                    reason: self.reason.clone(),
-                    timestamp_ms: self.timestamp.as_ref().map(|instant| instant.0),
-                    body: self.body.clone().map(Bytes::from),
-                    processed: self.processed.unwrap_or(status == 200),
-                })
-            }
-            RawAction::Reset => {
-                let missing = "`code` is missing: the HTTP/2 error code of the reset, as \"REFUSED_STREAM\"";
-                let code = self.code.as_ref().ok_or(missing)?.0;
-                if processed && code == u32::from(h2::Reason::REFUSED_STREAM) {
-                    return Err(
-                        "REFUSED_STREAM promises that nothing was processed: leave out `processed`".into()
-                    );
-                }
-                Action::Reset { code, processed }
-            }
-            RawAction::Goaway => Action::GoAway(GoAway {
-                code: self.code.as_ref().map_or(0, |code| code.0),
-                reason: self.reason.clone(),
-                serve_this: self.serve_this.unwrap_or(true),
-                twice: self.twice.unwrap_or(false),
-                then: match self.then {
-                    None | Some(RawEnding::Drain) => Ending::Drain,
-                    Some(RawEnding::Close) => Ending::Close,
-                    Some(RawEnding::Silence) => Ending::Silence,
-                },
-                ..GoAway::default()
-            }),
-            RawAction::Silence => Action::Silence { processed },
-            RawAction::Freeze => Action::Freeze { processed },
-            RawAction::Close => Action::Close { processed },
-        })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawConnect {
-    #[serde(default)]
-    skip: u64,
-    every: Option<u64>,
-    probability: Option<Probability>,
-    count: Option<u64>,
-    #[serde(rename = "do")]
-    action: RawConnectAction,
-    reason: Option<String>,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq)]
-#[serde(rename_all = "lowercase")]
-enum RawConnectAction {
-    Refuse,
-    Silence,
-    Goaway,
-    Deaf,
-}
-
-impl RawConnect {
-    fn read(self) -> Result<ConnectFault, String> {
-        if self.reason.is_some() != (self.action == RawConnectAction::Goaway) {
-            return Err("do = \"goaway\" and `reason` go together, as \"BadCertificateEnvironment\"".into());
-        }
-        let action = match self.action {
-            RawConnectAction::Refuse => ConnectAction::Refuse,
-            RawConnectAction::Silence => ConnectAction::Silence,
-            RawConnectAction::Deaf => ConnectAction::Deaf,
-            RawConnectAction::Goaway => ConnectAction::GoAway { reason: self.reason.unwrap_or_default() },
-        };
-        Ok(ConnectFault { when: read_when(self.skip, self.every, self.probability, self.count)?, action })
-    }
+    order: Vec<Spanned<RawOrder>>,
 }
 
 fn read_when(
@@ -342,5 +187,85 @@ fn read_when(
     Ok(When { skip, every: every.unwrap_or(1), probability, count, ..When::default() })
 }
 
-#[cfg(test)]
-mod tests;
+fn read_course(from: Option<&Span>, until: Option<&Span>) -> Result<Course, String> {
+    let course = (from.map(|from| from.0), until.map(|until| until.0));
+    match course {
+        (from, Some(until)) if until <= from.unwrap_or_default() => {
+            Err("`until` must come after `from`".into())
+        }
+        course => Ok(course),
+    }
+}
+
+/// A key that its `do` does not know is a mistake, not ignored: key, whether it is there, whether it belongs, and to what.
+fn check_keys(keys: &[(&str, bool, bool, &str)]) -> Result<(), String> {
+    match keys.iter().find(|(_, present, belongs, _)| *present && !belongs) {
+        Some((key, .., to)) => Err(format!("`{key}` goes with do = {to}")),
+        None => Ok(()),
+    }
+}
+
+/// What is left to do of a script: its steps, each at its time.
+#[derive(Debug)]
+pub struct Timeline {
+    simulator: Simulator,
+    steps: VecDeque<(Duration, Step)>,
+    /// Those that have begun.
+    faults: BTreeMap<usize, FaultId>,
+}
+
+impl Timeline {
+    /// Takes all steps, their times counted from now by tokio's clock. To drop the future is to leave out the rest.
+    pub async fn play(mut self) {
+        let begin = Instant::now();
+        while let Some((at, _)) = self.steps.front() {
+            sleep_until(begin + *at).await;
+            self.take_next();
+        }
+    }
+
+    fn take_next(&mut self) {
+        let Some((_, step)) = self.steps.pop_front() else { return };
+        let simulator = &self.simulator;
+        match step {
+            Step::Device(token, state) => simulator.devices().set(&token, state),
+            Step::Trust(credential) => simulator.trust(credential),
+            Step::Revoke(key_id) => drop(simulator.revoke(&key_id)),
+            Step::Fault(number, fault) => drop(self.faults.insert(number, simulator.faults().add(fault))),
+            Step::Connect(number, fault) => {
+                self.faults.insert(number, simulator.faults().add_connect(fault));
+            }
+            Step::End(number) => {
+                // Healing may have ended it before.
+                let _ = self.faults.remove(&number).map(|id| simulator.faults().remove(id));
+            }
+            Step::Order(target, order) => simulator.order_to(target, order),
+            Step::Heal(target) => simulator.heal_at(target),
+        }
+    }
+}
+
+impl Simulator {
+    /// Adds the devices, keys and faults of a script to what is there. What has a later time is left to the [`Timeline`]
+    /// that comes back: without [`Timeline::play`] it does not happen.
+    pub fn apply(&self, script: Script) -> Timeline {
+        for (token, state) in script.devices {
+            self.devices().set(&token, state);
+        }
+        for key in script.keys {
+            self.trust(key);
+        }
+        for fault in script.faults {
+            self.faults().add(fault);
+        }
+        for fault in script.connect_faults {
+            self.faults().add_connect(fault);
+        }
+        let faults = BTreeMap::new();
+        let mut timeline = Timeline { simulator: self.clone(), steps: script.steps.into(), faults };
+        while timeline.steps.front().is_some_and(|(at, _)| at.is_zero()) {
+            timeline.take_next();
+        }
+        timeline
+    }
+}

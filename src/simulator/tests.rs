@@ -1,6 +1,8 @@
 //! The simulator seen from a client, over an in-memory pipe on a paused clock; and once over real TLS.
 
 mod address;
+mod answer;
+mod certificate;
 mod client;
 mod faulty;
 mod goaway;
@@ -8,4 +10,5 @@ mod honest;
 mod key;
 mod limit;
 mod slow;
+mod timeline;
 mod tls;

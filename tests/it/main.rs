@@ -2,8 +2,8 @@
 //! worker's code; what it knows is the contract. The exceptions are `amqp`, which holds the worker's ends of
 //! the two flows, and `incident`, which has Apple's side, the simulator, in the test itself.
 //!
-//! Without RabbitMQ, Python's pika or tinyproxy these tests fail and say what to install; they never pass in silence.
-//! `tests/run` installs them.
+//! Without RabbitMQ, Python's pika, curl, h2load or tinyproxy these tests fail and say what to install; they never pass in
+//! silence. `tests/run` installs them all.
 
 mod amqp;
 mod amqps;
@@ -17,6 +17,7 @@ mod certificate;
 mod check;
 mod client;
 mod contract;
+mod foreign;
 mod health;
 mod http;
 mod incident;

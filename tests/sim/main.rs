@@ -11,6 +11,7 @@
 
 mod broker;
 mod checks;
+mod day;
 mod named;
 mod network;
 mod plan;

@@ -88,6 +88,9 @@ pub struct Plan {
     pub addresses: u8,
     pub one_stream_first: bool,
     pub one_stream_after_rejection: bool,
+    /// GOAWAY after that many bad device tokens on a connection.
+    pub bad_device_tokens_max: Option<u64>,
+    pub sandbox: bool,
     pub max_streams: u32,
     pub expiration_max: Duration,
     /// How likely the broker refuses a result.
@@ -107,6 +110,8 @@ impl Plan {
             addresses: 4,
             one_stream_first: true,
             one_stream_after_rejection: false,
+            bad_device_tokens_max: None,
+            sandbox: false,
             max_streams: 100,
             expiration_max: Duration::ZERO,
             nack_probability: 0.0,
@@ -211,6 +216,8 @@ pub fn plan(seed: u64, started_at: i64) -> Plan {
         addresses: 1 + u8::try_from(dice.pick(4)).unwrap_or(1),
         one_stream_first: dice.chance(0.5),
         one_stream_after_rejection: dice.chance(0.3),
+        bad_device_tokens_max: dice.chance(0.3).then(|| 1 + dice.pick(3)),
+        sandbox: dice.chance(0.2),
         max_streams: 1 + u32::try_from(dice.pick(8)).unwrap_or(1),
         expiration_max: if dice.chance(0.3) { dice.millis(0, 20_000) } else { Duration::ZERO },
         nack_probability: if dice.chance(0.2) { 0.2 } else { 0.0 },
@@ -247,10 +254,12 @@ fn invite(dice: &Dice, call: u64, at: Duration, started_at: i64, ring_for_max: u
             device
         })
         .collect();
+    let filler = if dice.chance(0.1) { dice.pick(5_000) } else { 0 };
     json!({
         "call_id": call_id(call),
         "app": "acme",
         "deadline": instant(published + ring_for),
+        "payload": { "filler": "x".repeat(usize::try_from(filler).unwrap_or(0)) },
         "devices": devices,
     })
     .to_string()
@@ -269,11 +278,11 @@ fn event(dice: &Dice) -> Event {
         0 => Event::Apple(Fault::latency(dice.millis(0, 100), dice.millis(100, 12_000)).when(some)),
         1 => Event::Apple(Fault::answer(503, "ServiceUnavailable").when(some)),
         2 => Event::Apple(Fault::answer(500, "InternalServerError").when(some)),
-        3 => Event::Apple(refused_credential(dice).when(some)),
+        3 => Event::Apple(refused_credential(dice, some)),
         4 => Event::Apple(odd_answer(dice).when(some)),
         5 => Event::Apple(Fault::reset(h2::Reason::REFUSED_STREAM, false).when(some)),
         6 => Event::Apple(Fault::reset(h2::Reason::INTERNAL_ERROR, processed).when(some)),
-        7 => Event::Apple(Fault::silence(processed).when(some)),
+        7 => Event::Apple(silence(dice, some)),
         8 => Event::Apple(Fault::close(processed).when(When { count: Some(2), ..some })),
         9 => Event::Apple(Fault::go_away(go_away(dice)).when(When { count: Some(3), ..some })),
         10 => Event::Connect(ConnectFault {
@@ -294,20 +303,41 @@ fn event(dice: &Dice) -> Event {
     }
 }
 
-fn refused_credential(dice: &Dice) -> Fault {
-    match dice.pick(4) {
+/// Refusals of the credential: now and then, or on one connection for good, which is how a wedged one looks.
+fn refused_credential(dice: &Dice, some: When) -> Fault {
+    let fault = match dice.pick(6) {
         0 => Fault::answer(429, "TooManyProviderTokenUpdates"),
         1 => Fault::answer(403, "InvalidProviderToken"),
         2 => Fault::answer(403, "BadEnvironmentKeyInToken"),
+        3 => Fault::answer(403, "BadEnvironmentKeyIdInToken"),
+        4 => Fault::answer(403, "UnrelatedKeyIdInToken"),
         _ => Fault::answer(403, "ExpiredProviderToken"),
+    };
+    if dice.chance(0.5) { fault.connection(1 + dice.pick(6)) } else { fault.when(some) }
+}
+
+/// No answer: to some requests, to a token, on a connection, at an address.
+fn silence(dice: &Dice, some: When) -> Fault {
+    let silence = Fault::silence(dice.chance(0.5));
+    match dice.pick(4) {
+        0 => silence.when(some),
+        1 => silence.token(&token(dice.pick(40))),
+        2 => silence.connection(1 + dice.pick(6)),
+        _ => silence.address(address(1 + u8::try_from(dice.pick(3)).unwrap_or(0))),
     }
 }
 
 fn odd_answer(dice: &Dice) -> Fault {
-    let (status, body) = match dice.pick(4) {
+    let (status, body) = match dice.pick(7) {
         0 => (418, "<html>"),
         1 => (400, ""),
         2 => (503, r#"{"reason":"Service Unavailable"}"#),
+        3 => (413, r#"{"reason":"PayloadTooLarge"}"#),
+        4 => (410, ""),
+        5 => {
+            let ahead = Answer { timestamp_ms: Some(4_000_000_000_000), ..Answer::new(410, "Unregistered") };
+            return Fault::new(Action::Answer(ahead));
+        }
         _ => (400, r#"{"reason":"SomethingNew"}"#),
     };
     Fault::new(Action::Answer(Answer { body: Some(body.into()), ..Answer::new(status, "") }))

@@ -11,6 +11,7 @@ use ringcast::clock::Clock;
 use ringcast::domain::app::{App, Environment, PayloadKeys};
 use ringcast::metrics::Metrics;
 use ringcast::pause::Jitter;
+use ringcast::simulator::Environment::{Production, Sandbox};
 use ringcast::simulator::{self, Options, Record, Simulator, Target, VerifyingKey};
 use ringcast::worker::mailbox::{Posting, Route, outbox};
 use ringcast::worker::{self, Worker};
@@ -248,12 +249,13 @@ async fn live(seed: u64, plan: Plan) -> History {
     }
 }
 
-struct World {
+/// Everything that outlives a worker.
+pub struct World {
     seed: u64,
     plan: Plan,
     clock: Clock,
     broker: Broker,
-    simulator: Simulator,
+    pub simulator: Simulator,
     /// Whether new connections to Apple can be made.
     network: Arc<AtomicBool>,
     key: p256::SecretKey,
@@ -271,6 +273,8 @@ impl World {
             max_concurrent_streams: plan.max_streams,
             one_stream_first: plan.one_stream_first,
             one_stream_after_rejection: plan.one_stream_after_rejection,
+            bad_device_tokens_max: plan.bad_device_tokens_max,
+            environment: if plan.sandbox { Sandbox } else { Production },
             clock: Arc::new(move || u64::try_from(wall.unix_ms()).unwrap_or(0)),
             ..Options::new(verifying_key)
         };
@@ -283,26 +287,20 @@ impl World {
         Self { seed, plan, clock, broker, simulator, network, key }
     }
 
-    /// One worker process, with everything that is its own.
-    fn start_worker(&self, generation: u64) -> Running {
-        let jitter = Jitter::seeded(self.seed.wrapping_mul(31).wrapping_add(generation));
-        let metrics = Metrics::new();
-        let app = Arc::new(App {
-            index: 0,
-            name: "acme".into(),
-            bundle_id: "com.acme.voice".into(),
-            environment: Environment::Production,
-            expiration_max: self.plan.expiration_max,
-            payload: PayloadKeys {
-                call_id: "callUUID".into(),
-                handle: "handle".into(),
-                name: "callerName".into(),
-                has_video: "hasVideo".into(),
-                deadline: "expiresAt".into(),
-                opaque: false,
-            },
-        });
-        let apps = vec![app];
+    /// A world without broker and worker, on a clock that starts now.
+    pub fn alone(plan: Plan) -> (Self, Clock) {
+        let clock = Clock::simulated(STARTED_AT);
+        (Self::new(0, plan, clock.clone()), clock)
+    }
+
+    /// The connections of a worker that never loses its power.
+    pub fn apns(&self, worker: u64) -> Apns {
+        let jitter = Jitter::seeded(self.seed.wrapping_mul(31).wrapping_add(worker));
+        self.build_apns(&Arc::new(AtomicBool::new(true)), &Metrics::new(), &jitter)
+    }
+
+    fn build_apns(&self, power: &Arc<AtomicBool>, metrics: &Arc<Metrics>, jitter: &Jitter) -> Apns {
+        let apps = vec![acme(self.plan.expiration_max)];
         let credential = || Credential {
             team_id: "TEAM123456".into(),
             key_id: "KEY1234567".into(),
@@ -317,12 +315,20 @@ impl World {
             request_timeout: REQUEST_TIMEOUT,
             credentials: vec![[credential(), credential()]],
         };
-        let power = Arc::new(AtomicBool::new(true));
-        let dial = self.dial(&power);
+        let dial = self.dial(power);
         let dials = [Arc::clone(&dial), dial];
-        let apns =
-            Apns::new(&settings, &apps, &dials, &self.clock, &metrics, &jitter).expect("sound settings");
+        let apns = Apns::new(&settings, &apps, &dials, &self.clock, metrics, jitter).expect("sound settings");
         apns.start(&apps);
+        apns
+    }
+
+    /// One worker process, with everything that is its own.
+    fn start_worker(&self, generation: u64) -> Running {
+        let jitter = Jitter::seeded(self.seed.wrapping_mul(31).wrapping_add(generation));
+        let metrics = Metrics::new();
+        let apps = vec![acme(self.plan.expiration_max)];
+        let power = Arc::new(AtomicBool::new(true));
+        let apns = self.build_apns(&power, &metrics, &jitter);
         let settings = worker::Settings {
             name: format!("worker-{generation}"),
             devices_max: 100,
@@ -364,6 +370,25 @@ impl World {
             addresses: self.plan.addresses,
         })
     }
+}
+
+/// The one app of every world.
+pub fn acme(expiration_max: Duration) -> Arc<App> {
+    Arc::new(App {
+        index: 0,
+        name: "acme".into(),
+        bundle_id: "com.acme.voice".into(),
+        environment: Environment::Production,
+        expiration_max,
+        payload: PayloadKeys {
+            call_id: "callUUID".into(),
+            handle: "handle".into(),
+            name: "callerName".into(),
+            has_video: "hasVideo".into(),
+            deadline: "expiresAt".into(),
+            opaque: false,
+        },
+    })
 }
 
 /// Connects to the broker again and again, as the supervisor does, until it is told to end for good.

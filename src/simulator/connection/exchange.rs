@@ -48,7 +48,7 @@ pub(super) async fn run(
     let token = rules::path_token(head.uri.path()).and_then(rules::read_token).unwrap_or_default();
     let Strike { latency, action } = shared.faults.strike(&token, connection.spot, &shared.chance);
     let accepted = judged.verdict.is_ok();
-    let authorized = judged.claims.is_some();
+    let authorized = judged.authorized;
     let bad_device_token =
         action.is_none() && judged.verdict.is_err_and(|refusal| refusal.reason == Reason::BadDeviceToken);
     let apns_id = judged.apns_id;
@@ -190,6 +190,8 @@ async fn read_body(connection: &Connection<'_>, stream: &mut RecvStream) -> Opti
 
 struct Judged {
     at_ms: u64,
+    /// Certificate or provider token are good.
+    authorized: bool,
     verdict: Result<(), Refusal>,
     claims: Option<Arc<Claims>>,
     apns_id: HeaderValue,
@@ -205,10 +207,17 @@ fn judge(connection: &Connection<'_>, head: &Parts, body: &Bytes) -> Judged {
         headers: &head.headers,
         body,
     };
-    let policy = rules::Policy { bundle_id: shared.options.bundle_id.as_deref() };
-    let mut admitted: Option<Admitted> = None;
+    let topics = connection.certificate.as_ref().map(|certificate| &*certificate.topics);
+    let policy = rules::Policy { bundle_id: shared.options.bundle_id.as_deref(), topics };
+    let (mut authorized, mut admitted): (_, Option<Admitted>) = (false, None);
     let verdict = rules::judge(&request, &policy, |authorization| {
-        admitted = Some(connection.session.lock().admit(authorization, &shared.keyring, at_ms)?);
+        match &connection.certificate {
+            Some(certificate) => certificate.check(at_ms)?,
+            None => {
+                admitted = Some(connection.session.lock().admit(authorization, &shared.keyring, at_ms)?);
+            }
+        }
+        authorized = true;
         Ok(())
     });
     let apns_id = match head.headers.get(&rules::APNS_ID) {
@@ -222,7 +231,7 @@ fn judge(connection: &Connection<'_>, head: &Parts, body: &Bytes) -> Judged {
         Ok(push) => shared.devices.judge(&push.token, push.topic),
         Err(reason) => Err(reason.into()),
     };
-    Judged { at_ms, verdict, claims: admitted.map(|admitted| admitted.claims), apns_id }
+    Judged { at_ms, authorized, verdict, claims: admitted.map(|admitted| admitted.claims), apns_id }
 }
 
 fn new_id(connection: &Connection<'_>) -> HeaderValue {
@@ -348,6 +357,7 @@ pub(super) fn record(
         priority: text(&rules::APNS_PRIORITY),
         push_type: text(&rules::APNS_PUSH_TYPE),
         authorization,
+        certificate: connection.certificate.as_ref().map(|certificate| certificate.bundle_id.clone()),
         body: Body(Bytes::copy_from_slice(body)), // not a slice of a read buffer that it would keep alive
         status: notes.status,
         reason: notes.reason,

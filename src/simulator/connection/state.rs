@@ -11,11 +11,13 @@ use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::super::Shared;
-use super::super::faults::{Ending, GoAway, LastStream};
+use super::super::certificate::Certificate;
+use super::super::faults::{ConnectAction, Ending, GoAway, LastStream};
 use super::super::journal::Record;
 use super::super::order::{Order, Signal, What};
 use super::super::peer::Spot;
 use super::super::provider_token::Session;
+use super::super::rules::Reason;
 use super::super::wire::Control;
 use super::exchange;
 use super::window::Windows;
@@ -29,6 +31,8 @@ const STREAM_ID_MAX: u32 = (1 << 31) - 1;
 pub(super) struct Connection<'a> {
     pub(super) shared: &'a Shared,
     pub(super) spot: Spot,
+    /// What the client has shown in TLS: then its provider tokens are ignored.
+    pub(super) certificate: Option<Certificate>,
     pub(super) control: Arc<Control>,
     pub(super) session: Mutex<Session>,
     state: Mutex<State>,
@@ -100,15 +104,30 @@ impl State {
 }
 
 impl<'a> Connection<'a> {
-    pub(super) fn new(shared: &'a Shared, spot: Spot, control: Arc<Control>) -> Self {
+    pub(super) fn new(shared: &'a Shared, spot: Spot, certificate: Option<Certificate>) -> Self {
         Self {
             shared,
             spot,
-            control,
+            certificate,
+            control: Control::new(shared.options.max_concurrent_streams),
             session: Mutex::default(),
             state: Mutex::default(),
             recalled: Notify::new(),
             windows: Windows::default(),
+        }
+    }
+
+    /// Why the connection is sent away as soon as it stands.
+    pub(super) fn unwelcome(&self, struck: Option<ConnectAction>) -> Option<String> {
+        let elsewhere = |certificate: &Certificate| {
+            certificate.environment.is_some_and(|only| only != self.shared.options.environment)
+        };
+        match struck {
+            Some(ConnectAction::GoAway { reason }) => Some(reason),
+            _ if self.certificate.as_ref().is_some_and(elsewhere) => {
+                Some(Reason::BadCertificateEnvironment.as_str().to_owned())
+            }
+            _ => None,
         }
     }
 

@@ -58,7 +58,7 @@ impl Draft {
     fn judge(&self) -> Result<Push<'_>, Reason> {
         let request =
             Request { method: &self.method, path: &self.path, headers: &self.headers, body: &self.body };
-        judge(&request, &Policy { bundle_id: Some("com.acme.voice") }, |header| {
+        judge(&request, &Policy { bundle_id: Some("com.acme.voice"), topics: None }, |header| {
             if header.is_some() { Ok(()) } else { Err(Reason::MissingProviderToken) }
         })
     }

@@ -8,6 +8,7 @@ use time::format_description::well_known::Rfc3339;
 use toml::value::Datetime;
 
 use super::super::faults::Latency;
+use super::super::peer::Address;
 
 /// Lower-case hex digits.
 #[derive(Deserialize)]
@@ -91,6 +92,46 @@ impl TryFrom<String> for Code {
         ];
         let code = NAMES.iter().zip(0..).find(|(known, _)| **known == name).map(|(_, code)| code);
         code.map(Self).ok_or_else(|| format!("must be one of {}", NAMES.join(", ")))
+    }
+}
+
+/// `"127.0.0.1:2197"`, or a number from 1.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(try_from = "SocketOrNumber")]
+pub(super) struct RawAddress(pub(super) Address);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SocketOrNumber {
+    Socket(String),
+    Number(usize),
+}
+
+impl TryFrom<SocketOrNumber> for RawAddress {
+    type Error = &'static str;
+
+    fn try_from(raw: SocketOrNumber) -> Result<Self, Self::Error> {
+        let wrong = "must be an address with its port, as \"127.0.0.1:2197\", or its number, from 1";
+        match raw {
+            SocketOrNumber::Socket(text) => {
+                text.parse().map(|socket| Self(Address::Socket(socket))).map_err(|_| wrong)
+            }
+            SocketOrNumber::Number(0) => Err(wrong),
+            SocketOrNumber::Number(number) => Ok(Self(Address::Number(number))),
+        }
+    }
+}
+
+/// A time since the beginning: `"250ms"`.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(try_from = "String")]
+pub(super) struct Span(pub(super) Duration);
+
+impl TryFrom<String> for Span {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        read_duration(&text).map(Self).ok_or("must be a time as \"250ms\", \"2s\" or \"1m\"")
     }
 }
 

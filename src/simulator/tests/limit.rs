@@ -172,14 +172,3 @@ async fn a_connection_can_begin_with_its_own_limit() {
     assert!(few.ping().await && many.ping().await);
     assert_eq!((few.http2.current_max_send_streams(), many.http2.current_max_send_streams()), (3, 1000));
 }
-
-#[tokio::test(start_paused = true)]
-async fn too_many_bad_device_tokens_end_the_connection() {
-    let world = World::with(|options| options.bad_device_tokens_max = Some(2));
-    world.simulator.devices().set("aa01", DeviceState::Unknown);
-    let mut client = world.connect().await;
-    assert_eq!(client.outcome("aa01").await, r#"400 {"reason":"BadDeviceToken"}"#);
-    assert_eq!(client.outcome(TOKEN).await, "200");
-    assert_eq!(client.outcome("aa01").await, r#"400 {"reason":"BadDeviceToken"}"#);
-    client.ended.await.unwrap().unwrap();
-}

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::client::{Client, START_S, TOKEN, World};
-use crate::simulator::{ConnectAction, ConnectFault, Identity, When};
+use crate::simulator::{ConnectAction, ConnectFault, Fault, Identity, When};
 
 async fn connect(
     addr: SocketAddr,
@@ -19,14 +19,29 @@ async fn connect(
     name: &'static str,
     alpn: &[&str],
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    connect_as(addr, identity, name, alpn, None).await
+}
+
+type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+pub(super) async fn connect_as(
+    addr: SocketAddr,
+    identity: &Identity,
+    name: &'static str,
+    alpn: &[&str],
+    shown: Option<Shown>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(identity.ca_pem().as_bytes()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut config = match shown {
+        None => config.with_no_client_auth(),
+        Some((chain, key)) => config.with_client_auth_cert(chain, key).unwrap(),
+    };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     let stream = TcpStream::connect(addr).await?;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name).unwrap(), stream).await
@@ -86,6 +101,14 @@ async fn two_listeners_of_one_simulator_end_apart() {
         let stream = connect(addr, &identity, "localhost", &["h2"]).await.unwrap();
         clients.push(Client::handshake(stream, world.provider_token(START_S)).await.unwrap());
     }
+    let addresses: Vec<_> = listening.iter().map(|listening| Some(listening.local_addr())).collect();
+    for client in &mut clients {
+        assert_eq!(client.outcome(TOKEN).await, "200");
+    }
+    let records = world.simulator.journal().records();
+    assert_eq!(records.iter().map(|record| record.address).collect::<Vec<_>>(), addresses);
+    world.simulator.faults().add(Fault::answer(503, "ServiceUnavailable").address(1).times(1));
+    assert_eq!(clients[0].push(TOKEN).await.unwrap().status, 503, "the first listener is address 1");
     listening.remove(0).shutdown().await;
     assert!(clients[0].push(TOKEN).await.is_err());
     assert_eq!(clients[1].outcome(TOKEN).await, "200");
