@@ -73,3 +73,30 @@ async fn all_addresses_are_down_and_come_back() {
     sums.expect("aa", 60, "accepted");
     sums.expect_none_twice();
 }
+
+/// The process at the other end dies while requests are on their way, and another one takes its place. What goes again
+/// must not land on a connection that dies in the same moment: that would use up its one repetition.
+#[tokio::test]
+async fn all_connections_drop_in_the_middle() {
+    let mut stage = Setting::new("crash", 2).open().await;
+    stage.warm(2).await;
+    // Which connection's end is seen first is chance.
+    for _ in 0..4 {
+        let before = stage.apple.journal().count();
+        stage.apple.faults().add(Fault::latency(Duration::from_millis(200), Duration::from_millis(300)));
+        stage.call("aa", 40).await;
+        stage.seen(before, 40).await;
+        stage.crash().await;
+        stage.apple.faults().clear();
+        stage.return_again().await;
+        stage.call("bb", 20).await;
+        stage.settled().await;
+    }
+    let lost: Vec<u64> = (1..=stage.apple.connections_total()).collect();
+    let sums = stage.end_losing(&lost).await;
+    sums.expect("", 8 + 4 * 60, "accepted");
+    assert!(
+        sums.devices("aa").iter().all(|device| device["attempts"].as_u64() >= Some(2)),
+        "its first was lost"
+    );
+}

@@ -43,6 +43,8 @@ async fn refuse_all(name: &'static str, status: u16, reason: &str) {
     let fault = stage.apple.faults().add(Fault::answer(status, reason));
     stage.call_paced("bad0", 40, Duration::from_millis(5)).await;
     stage.settled().await;
+    let connections = stage.apple.connections_total();
+    assert!(connections <= 6, "{connections} connections were opened to be refused; {}", stage.log());
     stage.apple.faults().remove(fault);
     await_accepted(&mut stage).await;
     stage.call("aa", 40).await;
@@ -103,4 +105,10 @@ async fn the_team_is_wrong() {
     stage.call("bad0", 40).await;
     let sums = stage.end().await;
     expect_refused(&sums, "bad0", 40, "InvalidProviderToken");
+}
+
+/// Calls that wait for a connection when that becomes clear are not sent, one by one, to be refused as well.
+#[tokio::test]
+async fn every_provider_token_is_expired() {
+    refuse_all("expired", 403, "ExpiredProviderToken").await;
 }
