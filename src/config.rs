@@ -139,6 +139,7 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
         apns: apns::Settings {
             endpoints: endpoints.places,
             ca_file: endpoints.ca_file,
+            proxy: endpoints.proxy,
             connections: endpoints.connections,
             request_timeout: endpoints.request_timeout,
             credentials: credentials.by_app,

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::Endpoint;
+use super::proxy::ProxyError;
 use super::tls::Tls;
 
 /// A stream of bytes, whatever is below.
@@ -75,6 +76,14 @@ pub enum DialError {
         /// The endpoint's host.
         host: String,
     },
+    /// The proxy opens no way to the endpoint.
+    #[error("the proxy {proxy} {cause}")]
+    Proxy {
+        /// Host and port of `apns.proxy`.
+        proxy: String,
+        /// What went wrong there.
+        cause: ProxyError,
+    },
     /// A simulated network refused it.
     #[error("the network is down: {0}")]
     Network(String),
@@ -92,13 +101,9 @@ struct TlsDialer {
 
 impl Dialer for TlsDialer {
     fn resolve(&self) -> Dialling<Vec<SocketAddr>> {
-        let Endpoint { host, port } = self.endpoint.clone();
+        let endpoint = self.endpoint.clone();
         Box::pin(async move {
-            let found = tokio::net::lookup_host((host.as_str(), port)).await;
-            let none = || Err(io::Error::from(io::ErrorKind::NotFound));
-            let addresses =
-                found.map(Vec::from_iter).and_then(|all| if all.is_empty() { none() } else { Ok(all) });
-            addresses.map_err(|cause| DialError::Name { host, cause })
+            look_up(&endpoint).await.map_err(|cause| DialError::Name { host: endpoint.host, cause })
         })
     }
 
@@ -114,7 +119,18 @@ impl Dialer for TlsDialer {
     }
 }
 
-async fn encrypt(host: &str, config: Arc<ClientConfig>, stream: TcpStream) -> Result<BoxedIo, DialError> {
+/// A place's addresses; at least one.
+pub(super) async fn look_up(place: &Endpoint) -> io::Result<Vec<SocketAddr>> {
+    let found: Vec<SocketAddr> = tokio::net::lookup_host((place.host.as_str(), place.port)).await?.collect();
+    if found.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(found) }
+}
+
+/// TLS and ALPN over what leads to `host`, whatever it is.
+pub(super) async fn encrypt<T: Io + 'static>(
+    host: &str,
+    config: Arc<ClientConfig>,
+    stream: T,
+) -> Result<BoxedIo, DialError> {
     let failed = |cause| DialError::Tls { host: host.to_owned(), cause };
     let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(io::Error::other(error)))?;
     let stream = TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;

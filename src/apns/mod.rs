@@ -12,6 +12,7 @@ mod liveness;
 mod pool;
 mod pools;
 pub mod provider_token;
+pub mod proxy;
 mod quarantine;
 pub mod request;
 mod response;
@@ -20,6 +21,7 @@ mod slot;
 mod table;
 pub mod tls;
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,6 +30,7 @@ pub use credential::{CertificateError, ClientCertificate, Credential, ProviderKe
 pub use pools::{Apns, PoolState, SetupError};
 
 use crate::domain::app::Environment;
+use proxy::Proxy;
 
 /// What the APNs rooms are told by the configuration (`[apns]` and the apps' credentials).
 #[derive(Clone, Debug)]
@@ -36,6 +39,8 @@ pub struct Settings {
     pub endpoints: [Endpoint; 2],
     /// `apns.ca_file`: an extra trust root beside the system's.
     pub ca_file: Option<PathBuf>,
+    /// `apns.proxy`: what every connection goes through, if anything.
+    pub proxy: Option<Proxy>,
     /// `apns.connections` to `apns.connections_max`: how few and how many a pool may have, 1 to 64.
     pub connections: RangeInclusive<usize>,
     /// `apns.request_timeout`: how long one attempt may stay unanswered.
@@ -51,6 +56,17 @@ pub struct Endpoint {
     pub host: String,
     /// 443 unless said otherwise.
     pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') {
+            write!(formatter, "[{host}]:{port}")
+        } else {
+            write!(formatter, "{host}:{port}")
+        }
+    }
 }
 
 impl Settings {

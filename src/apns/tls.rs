@@ -13,6 +13,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use super::credential::Credential;
 use super::dial::{Dial, tls_dial};
+use super::proxy::proxy_dial;
 use super::{Endpoint, Settings};
 use crate::domain::app::Environment;
 
@@ -42,7 +43,12 @@ pub struct Trust(Arc<RwLock<Arc<RootCertStore>>>);
 impl Trust {
     /// Reads the system's roots and those of a file.
     pub fn load(ca_file: Option<&Path>) -> Result<Self, RootError> {
-        Ok(Self(Arc::new(RwLock::new(Arc::new(read_roots(ca_file)?)))))
+        Ok(Self::of(read_roots(ca_file)?))
+    }
+
+    /// Just these.
+    pub(super) fn of(roots: RootCertStore) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(roots))))
     }
 
     /// Takes the roots of another one over. True where they differ.
@@ -95,9 +101,10 @@ impl Tls {
 /// Makes the way to an environment for a credential: each pool has its own.
 pub type Dials = Arc<dyn Fn(Environment, &Credential) -> Result<Dial, RootError> + Send + Sync>;
 
-/// The ways of a real worker: to the endpoints of the settings, over TLS, with the certificate of the credential.
+/// The ways of a real worker: to the endpoints of the settings, through the proxy if there is one, over TLS, with the
+/// certificate of the credential.
 pub fn dials(settings: &Settings, trust: &Trust) -> Result<Dials, RootError> {
-    let (endpoints, trust) = (settings.endpoints.clone(), trust.clone());
+    let (endpoints, proxy, trust) = (settings.endpoints.clone(), settings.proxy.clone(), trust.clone());
     let plain = Tls::new(&trust, None)?;
     Ok(Arc::new(move |environment, credential| {
         let tls = match credential.certificate() {
@@ -105,7 +112,10 @@ pub fn dials(settings: &Settings, trust: &Trust) -> Result<Dials, RootError> {
             Some(certificate) => Tls::new(&trust, Some(Arc::clone(certificate.identity())))?,
         };
         let endpoint: Endpoint = endpoints[environment.index()].clone();
-        Ok(tls_dial(endpoint, tls))
+        Ok(match proxy.clone() {
+            Some(proxy) => proxy_dial(proxy, endpoint, tls),
+            None => tls_dial(endpoint, tls),
+        })
     }))
 }
 
@@ -153,7 +163,7 @@ mod tests {
     fn trust(ca: &rcgen::CertifiedKey<rcgen::KeyPair>) -> Trust {
         let mut roots = RootCertStore::empty();
         roots.add(ca.cert.der().clone()).unwrap();
-        Trust(Arc::new(RwLock::new(Arc::new(roots))))
+        Trust::of(roots)
     }
 
     #[test]

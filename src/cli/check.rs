@@ -71,6 +71,10 @@ pub fn summarise(config: &Config) -> String {
         let endpoint = config.apns.endpoint(environment);
         line(format!("apns {}: {} port {}", environment.as_str(), endpoint.host, endpoint.port));
     }
+    if let Some(proxy) = &config.apns.proxy {
+        let login = if proxy.credentials_file.is_some() { ", with a login" } else { "" };
+        line(format!("apns proxy: {} port {}{login}", proxy.place.host, proxy.place.port));
+    }
     line(format!("amqp: {}", describe_uri(&config.amqp.uri)));
     line(format!("invites from: {}, {} at once", config.amqp.invites.join(", "), config.amqp.prefetch));
     let copies = if config.amqp.live { ", copied to ringcast.live" } else { "" };
@@ -117,9 +121,14 @@ mod tests {
         let path = folder.join("key.p8");
         std::fs::write(&path, key.as_bytes()).expect("a file");
         let path = path.display().to_string();
+        let login = folder.join("login");
+        std::fs::write(&login, "me:hush").expect("a file");
+        let login = login.display().to_string();
         let (right, out, err) = checked(&[
             ("HOSTNAME", "ringcast-7c9f"),
             ("RINGCAST__AMQP__URI", "amqps://me:hush@broker/calls"),
+            ("RINGCAST__APNS__PROXY", "http://proxy.internal:3128"),
+            ("RINGCAST__APNS__PROXY_CREDENTIALS_FILE", &login),
             ("RINGCAST__APPS__ACME__BUNDLE_ID", "com.acme.voice"),
             ("RINGCAST__APPS__ACME__AUTH__TEAM_ID", "TEAM123456"),
             ("RINGCAST__APPS__ACME__AUTH__KEY_ID", "KEY1234567"),
@@ -136,6 +145,7 @@ mod tests {
              app acme: topic com.acme.voice.voip, production unless a device says otherwise, key KEY1234567 of team TEAM123456, in the sandbox key KEY7654321 of team TEAM123456\n\
              apns production: api.push.apple.com port 443\n\
              apns sandbox: api.sandbox.push.apple.com port 443\n\
+             apns proxy: proxy.internal port 3128, with a login\n\
              amqp: amqps://me:***@broker:5671, vhost \"calls\"\n\
              invites from: ringcast.invites, 500 at once\n\
              results to: ringcast.results\n\

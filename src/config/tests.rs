@@ -136,6 +136,22 @@ fn the_defaults_are_those_of_the_contract() {
 }
 
 #[test]
+fn a_proxy_has_a_place_and_perhaps_a_login() {
+    let folder = Folder::new("proxy");
+    let proxy = |lines: &str| right(&folder.app(&format!("[apns]\n{lines}")), &[]).apns.proxy;
+    assert_eq!(proxy("proxy = \"\""), None);
+    let found = proxy("proxy = \"http://proxy.internal:3128\"").expect("a proxy");
+    assert_eq!((found.place.to_string(), found.credentials_file), ("proxy.internal:3128".to_owned(), None));
+    let file = folder.write("login", "\n me:hush: \n");
+    let found = proxy(&format!("proxy = \"HTTP://[::1]:8080\"\nproxy_credentials_file = {file:?}"));
+    let found = found.expect("a proxy");
+    assert_eq!(
+        (found.place.to_string(), found.credentials_file),
+        ("[::1]:8080".to_owned(), Some(PathBuf::from(file)))
+    );
+}
+
+#[test]
 fn apps_stand_by_name_and_share_the_template() {
     let folder = Folder::new("apps");
     let zeta = folder.app("expiration_max = \"30s\"\n").replace("apps.acme", "apps.zeta");

@@ -1,9 +1,9 @@
 //! Black box: the built programs against a real RabbitMQ, over real TLS, with a foreign client. Nothing here knows the
 //! worker's code; what it knows is the contract. The exceptions: `amqp` holds the worker's ends of the two flows;
-//! `credential` and `client_certificate` run the simulator, which shares nothing with the worker, in their own process.
+//! `credential`, `client_certificate` and `incident` run the simulator, which shares nothing with the worker, in their own process.
 //!
-//! Without RabbitMQ, Python's pika, curl or h2load these tests fail and say what to install; they never pass in silence.
-//! `tests/run` installs them all.
+//! Without RabbitMQ, Python's pika, curl, h2load or tinyproxy these tests fail and say what to install; they never pass in
+//! silence. `tests/run` installs them all.
 
 mod amqp;
 mod amqps;
@@ -22,11 +22,13 @@ mod credential;
 mod foreign;
 mod health;
 mod http;
+mod incident;
 mod load;
 mod pipe;
 mod place;
 mod plan;
 mod process;
+mod proxy;
 mod stop;
 mod tidy;
 mod vhost;

@@ -93,14 +93,14 @@ fn start(place: &Place, apple: &Apple) -> Process {
     Process::start(RINGCAST, &["pipe", "--config", &file], &[], place.as_ref(), "pipe")
 }
 
-fn invite(call_id: &str, seconds_left: i64, tokens: &[&str]) -> String {
+pub(crate) fn invite(call_id: &str, seconds_left: i64, tokens: &[&str]) -> String {
     let devices: Vec<Value> = tokens.iter().map(|token| json!({ "token": token })).collect();
     let deadline = written(now() + time::Duration::seconds(seconds_left));
     json!({ "call_id": call_id, "app": "acme", "deadline": deadline, "devices": devices }).to_string()
 }
 
 /// Outcomes by call id (empty where there is none), and events. A last line that is still being written is left out.
-fn results(stdout: &str) -> (BTreeMap<String, Value>, Vec<Value>) {
+pub(crate) fn results(stdout: &str) -> (BTreeMap<String, Value>, Vec<Value>) {
     let whole = stdout.rfind('\n').map_or("", |end| &stdout[..end]);
     let mut outcomes = BTreeMap::new();
     let mut events = Vec::new();

@@ -86,6 +86,7 @@ impl Stage {
         let settings = apns::Settings {
             endpoints: [endpoint(), endpoint()],
             ca_file: None,
+            proxy: None,
             connections: CONNECTIONS..=CONNECTIONS,
             request_timeout: Duration::from_secs(5),
             credentials: pairs(credentials),

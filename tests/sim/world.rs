@@ -308,6 +308,7 @@ impl World {
         let settings = apns::Settings {
             endpoints: [endpoint(), endpoint()],
             ca_file: None,
+            proxy: None,
             connections: self.plan.connections..=self.plan.connections_max,
             request_timeout: REQUEST_TIMEOUT,
             credentials: vec![[credential.clone(), credential]],

@@ -49,7 +49,20 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[tls]", "tls (c.toml:4): is not a known section; known here are admin, amqp, apns, apps, log, worker"),
     ("[apns]\nca_file = \"{folder}/key.p8\"", "apns.ca_file (c.toml:5): \"{folder}/key.p8\" holds no certificate in PEM; give a file of certificates"),
     ("[apns]\nca_file = \"{folder}/bad.pem\"", "apns.ca_file (c.toml:5): \"{folder}/bad.pem\" holds as number 1 no readable certificate; give"),
-    ("[apns]\nproxy = \"http://proxy:3128\"", "apns.proxy (c.toml:5): is not built in this version; leave it empty"),
+    ("[apns]\nproxy = \"proxy:3128\"", "apns.proxy (c.toml:5): does not begin with http://; give http://HOST:PORT and nothing after it, or \"\" for none"),
+    ("[apns]\nproxy = \"http://proxy\"", "apns.proxy (c.toml:5): has no port; give http://HOST:PORT and nothing after it, or \"\" for none"),
+    ("[apns]\nproxy = \"http://proxy:0\"", "apns.proxy (c.toml:5): has no port from 1 to 65535; give http://HOST:PORT and nothing after it, or \"\" for none"),
+    ("[apns]\nproxy = \"http://proxy:3128/\"", "apns.proxy (c.toml:5): has a path; give http://HOST:PORT and nothing after it, or \"\" for none"),
+    ("[apns]\nproxy = \"http://:3128\"", "apns.proxy (c.toml:5): has no host name or address; give http://HOST:PORT and nothing after it, or \"\" for none"),
+    ("[apns]\nproxy = \"https://proxy:3128\"", "apns.proxy (c.toml:5): is a proxy behind TLS, which is not spoken to proxies (what goes through has its own to APNs); give http://HOST:PORT and nothing after it, or \"\" for none"),
+    ("[apns]\nproxy = \"socks5://proxy:1080\"", "apns.proxy (c.toml:5): is a SOCKS proxy; one that takes HTTP's CONNECT is needed; give http://HOST:PORT and nothing after it, or \"\" for none"),
+    ("[apns]\nproxy = \"http://me:hush@proxy:3128\"", "apns.proxy (c.toml:5): holds a user or password; put user:password into a file that apns.proxy_credentials_file names, and give http://HOST:PORT here"),
+    ("[apns]\nproxy_credentials_file = \"{folder}/login\"", "apns.proxy_credentials_file (c.toml:5): is set, but apns.proxy is not; set both or neither"),
+    ("[apns]\nproxy = \"http://p:1\"\nproxy_credentials_file = \"{folder}/none\"", "apns.proxy_credentials_file (c.toml:6): \"{folder}/none\" cannot be read: No such file or directory (os error 2); give a file that holds user:password on one line"),
+    ("[apns]\nproxy = \"http://p:1\"\nproxy_credentials_file = \"{folder}/empty\"", "apns.proxy_credentials_file (c.toml:6): \"{folder}/empty\" is empty; give a file"),
+    ("[apns]\nproxy = \"http://p:1\"\nproxy_credentials_file = \"{folder}/word\"", "apns.proxy_credentials_file (c.toml:6): \"{folder}/word\" holds no colon between user and password; give a file"),
+    ("[apns]\nproxy = \"http://p:1\"\nproxy_credentials_file = \"{folder}/lines\"", "apns.proxy_credentials_file (c.toml:6): \"{folder}/lines\" holds more than one line; give a file"),
+    ("[apns]\nproxy = \"http://p:1\"\nproxy_credentials_file = \"me:hush\"", "apns.proxy_credentials_file (c.toml:6): (not shown: it may be the login itself) cannot be read: No such file"),
     ("[apns]\nproduction = \"https://a/3\"", "apns.production (c.toml:5): \"https://a/3\" has a path; give https://HOST or https://HOST:PORT"),
     ("[apns]\nproduction = \"https://api.sandbox.push.apple.com\"", "apns.production (c.toml:5): \"https://api.sandbox.push.apple.com\" is Apple's sandbox environment"),
     ("[apns]\nconnections = 65", "apns.connections (c.toml:5): 65 is out of range; from 1 to 64"),
@@ -90,6 +103,11 @@ fn every_mistake_says_where_what_and_what_would_be_right() {
     let folder = Folder::new("mistakes");
     folder.write("other.p8", &pem(2));
     folder.write("uri", "amqp://a:b@c/x");
+    for (name, content) in
+        [("login", "me:hush\n"), ("empty", " \n"), ("word", "hush"), ("lines", "me:hush\nyou:hush")]
+    {
+        folder.write(name, content);
+    }
     folder.write("bad.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let ca_file = folder.write("ca.pem", &certificate());
     for (lines, expected) in MISTAKES {
