@@ -42,6 +42,8 @@ struct Open {
     why: String,
     probe_at: Instant,
     pause: Duration,
+    /// A call was let through, and has not been answered.
+    probing: bool,
 }
 
 impl Open {
@@ -62,6 +64,7 @@ impl Circuit {
             Some(open) if now < open.probe_at => Err(open.text()),
             Some(open) => {
                 open.probe_at = now + open.pause;
+                open.probing = true;
                 Ok(())
             }
             None => Ok(()),
@@ -83,16 +86,19 @@ impl Circuit {
         self.stirred.store(true, Ordering::Relaxed);
         inner.refusals += 1;
         if let Some(open) = &mut inner.open {
-            open.pause = (open.pause * 2).min(PROBE_PAUSE_MAX);
-            open.probe_at = now + open.pause;
-            why.clone_into(&mut open.why);
+            // What was on its way before it opened is no probe.
+            if std::mem::take(&mut open.probing) {
+                open.pause = (open.pause * 2).min(PROBE_PAUSE_MAX);
+                open.probe_at = now + open.pause;
+                why.clone_into(&mut open.why);
+            }
             return false;
         }
         if !surely && inner.refusals < REFUSALS {
             return false;
         }
-        inner.open =
-            Some(Open { since: at, why: why.to_owned(), probe_at: now + PROBE_PAUSE, pause: PROBE_PAUSE });
+        let (why, pause) = (why.to_owned(), PROBE_PAUSE);
+        inner.open = Some(Open { since: at, why, probe_at: now + pause, pause, probing: false });
         true
     }
 
@@ -120,6 +126,7 @@ mod tests {
         assert_eq!(circuit.check(), Ok(()));
         assert!(circuit.refused("403 Forbidden", false, AT));
         let told = circuit.check().unwrap_err();
+        assert!(!circuit.refused("403 late", false, AT), "it is open already");
         assert!(told.contains("since 2026-") && told.ends_with("403 Forbidden"), "{told}");
 
         tokio::time::advance(PROBE_PAUSE).await;

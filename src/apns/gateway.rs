@@ -33,7 +33,13 @@ impl Gateway for Apns {
         }
         let request = write(&pool, &slot, push)?;
         push.trail.mark(slot.connection.id, written);
-        let response = request.answer(slot, push, written).await?;
+        let response = match request.answer(slot, push, written).await {
+            Err(unsure @ PushError::Unknown(_)) => {
+                push.trail.lose(pool.turn());
+                return Err(unsure);
+            }
+            answered => answered?,
+        };
         match response.meaning() {
             Meaning::TokenSuspect => home.suspect(&push.token, true),
             Meaning::Accepted => home.suspect(&push.token, false),

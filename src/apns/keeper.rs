@@ -244,7 +244,7 @@ impl Keeper {
         state.closed_until = None;
         let replaced = state.lanes.iter().find(|lane| lane.is_in_use() && lane.due.is_some());
         let replaced = replaced.map(|lane| (Arc::clone(&lane.connection), lane.due.unwrap_or_default()));
-        state.lanes.push(Lane::new(Arc::clone(&connection), requests_left, aged_at));
+        state.lanes.push(Lane::new(Arc::clone(&connection), pool.turn(), requests_left, aged_at));
         state.grant(&pool);
         drop(state);
 

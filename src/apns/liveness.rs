@@ -12,13 +12,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::connection::Connection;
 use super::pool::{End, Pool, REAP_WAIT};
-use super::slot::Doubt;
 
 /// A request that is unanswered for so long looks late.
 const LATE: Duration = Duration::from_millis(300);
 
-/// A PONG that is out for so long raises doubt: the replacement is dialled.
+/// A PONG that is out for so long, and for twice what it took lately, raises doubt: the replacement is dialled.
 const DOUBTFUL: Duration = Duration::from_millis(300);
+const DOUBTFUL_MAX: Duration = Duration::from_millis(900);
 
 /// How long a PONG may take; with [`LATE`] it bounds what a dead connection costs a call.
 const PONG_WAIT: Duration = Duration::from_secs(1);
@@ -45,6 +45,7 @@ pub(super) async fn watch(
     let mut heard = Instant::now();
     let mut covered = 0;
     let mut retired_at = None;
+    let mut round_trip = Duration::ZERO;
     loop {
         let looked = connection.upgrade().map(|connection| {
             if connection.retired().is_some() && retired_at.is_none() {
@@ -57,6 +58,7 @@ pub(super) async fn watch(
             break;
         }
         let at = [
+            look.prove.then_some(heard),
             look.oldest_behind.map(|given| given + LATE),
             look.oldest.map(|given| (given + LATE).max(heard + AGAIN)),
             Some(heard + IDLE),
@@ -71,25 +73,26 @@ pub(super) async fn watch(
             }
             continue;
         }
+        let sent = Instant::now();
         let ping = ping_pong.ping(Ping::opaque());
         tokio::pin!(ping);
-        let doubt = |doubt| {
-            if let Some(connection) = connection.upgrade() {
-                pool.doubt(&connection, doubt);
-            }
-        };
-        let mut pong = timeout(DOUBTFUL, &mut ping).await;
+        let doubtful = DOUBTFUL.max(2 * round_trip).min(DOUBTFUL_MAX);
+        let mut pong = timeout(doubtful, &mut ping).await;
         if pong.is_err() {
-            doubt(Doubt::Silent);
-            pong = timeout(PONG_WAIT.saturating_sub(DOUBTFUL), &mut ping).await;
-            if matches!(pong, Ok(Ok(_))) {
-                doubt(Doubt::None);
+            if let Some(connection) = connection.upgrade() {
+                pool.doubt(&connection);
             }
+            pong = timeout(PONG_WAIT.saturating_sub(doubtful), &mut ping).await;
         }
         match pong {
             Ok(Ok(_)) => {
                 heard = Instant::now();
                 covered = look.newest;
+                // The slowest lately, forgotten little by little.
+                round_trip = (heard - sent).max(round_trip * 7 / 8);
+                if let Some(connection) = connection.upgrade() {
+                    pool.hear(&connection);
+                }
             }
             // The connection has ended, and its driver says so.
             Ok(Err(_)) => break,

@@ -6,7 +6,7 @@
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -23,7 +23,7 @@ use super::keeper;
 use super::provider_token::TokenMint;
 use super::quarantine::Suspects;
 use super::request::Template;
-use super::slot::{Doubt, NoSlot, Slot, State};
+use super::slot::{Ask, Doubt, NoSlot, Slot, State};
 use crate::clock::Clock;
 use crate::domain::app::Environment;
 use crate::domain::id::DeviceToken;
@@ -58,6 +58,8 @@ pub(super) struct Parts {
     pub jitter: Jitter,
     /// Ids for connections, unique in the process.
     pub ids: Arc<AtomicU64>,
+    /// Counts what is heard and what is given up, in the order in which it happens, whatever the clock shows.
+    pub turns: Arc<AtomicU64>,
 }
 
 /// The connections of one environment and credential.
@@ -128,6 +130,8 @@ pub(super) struct Look {
     pub oldest: Option<Instant>,
     /// The same of the oldest one behind a number.
     pub oldest_behind: Option<Instant>,
+    /// Somebody waits for a sign of life.
+    pub prove: bool,
 }
 
 impl Pool {
@@ -209,38 +213,46 @@ impl Pool {
         }
     }
 
-    /// A stream now, or `None`: then there is something to wait for. `avoid` names the connection that failed last; another
-    /// one is preferred.
-    pub(super) fn take(self: &Arc<Self>, avoid: u64) -> Result<Option<Slot>, NoSlot> {
+    /// The next turn of what is heard and given up.
+    pub(super) fn turn(&self) -> u64 {
+        self.parts.turns.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A stream now, or `None`: then there is something to wait for.
+    pub(super) fn take(self: &Arc<Self>, ask: Ask) -> Result<Option<Slot>, NoSlot> {
         self.circuit.check().map_err(NoSlot::Refused)?;
-        Ok(self.state.lock().take_at_once(self, avoid))
+        Ok(self.state.lock().take_at_once(self, ask))
     }
 
     /// A stream before the deadline, where [`Pool::take`] had none.
-    pub(super) async fn wait(self: &Arc<Self>, deadline: Instant, avoid: u64) -> Result<Slot, NoSlot> {
+    pub(super) async fn wait(self: &Arc<Self>, deadline: Instant, ask: Ask) -> Result<Slot, NoSlot> {
         let (place, granted) = {
             let mut state = self.state.lock();
-            if let Some(slot) = state.take_at_once(self, avoid) {
+            if let Some(slot) = state.take_at_once(self, ask) {
                 return Ok(slot);
             }
             if let Some(why) = state.is_hopeless(deadline, *self.parts.connections.end()) {
-                return Err(NoSlot::Late(Some(why)));
+                return Err(self.tell_late(Some(why)));
             }
             if state.waiting_since.is_none() {
                 self.changed.notify_one();
             }
-            state.wait(self, deadline, avoid)
+            state.wait(self, deadline, ask)
         };
-        let slot = timeout_at(deadline, granted).await;
+        let granted = timeout_at(deadline, granted).await;
         drop(place);
-        match slot {
-            Ok(Ok(Ok(slot))) => Ok(slot),
-            Ok(Ok(Err(why))) => Err(NoSlot::Late(Some(why))),
-            // The circuit may have opened while it waited: that says more than a lack of streams.
-            _ => match self.circuit.trouble() {
-                Some(trouble) => Err(NoSlot::Refused(trouble)),
-                None => Err(NoSlot::Late(self.trouble())),
-            },
+        match granted {
+            Ok(Ok(Err(NoSlot::Late(why)))) => Err(self.tell_late(why)),
+            Ok(Ok(granted)) => granted,
+            _ => Err(self.tell_late(None)),
+        }
+    }
+
+    /// Why a wait was in vain. A refused credential says more than a lack of streams.
+    fn tell_late(&self, why: Option<String>) -> NoSlot {
+        match self.circuit.trouble() {
+            Some(trouble) => NoSlot::Refused(trouble),
+            None => NoSlot::Late(why.or_else(|| self.trouble())),
         }
     }
 
@@ -333,6 +345,10 @@ impl Pool {
                 "Apple refuses this credential: its calls are rejected at once until a probe gets through"
             );
         }
+        if let Some(trouble) = self.circuit.trouble() {
+            // Whoever waits would meet the same, one by one.
+            self.state.lock().refuse_all(&trouble);
+        }
     }
 
     /// Apple answered something that only a good credential gets.
@@ -366,19 +382,33 @@ impl Pool {
             lane.doubt = Doubt::Slow;
         }
         let oldest_behind = lane.open.range(behind + 1..).next().map(|(_, given)| *given);
-        Some(Look { newest, oldest, oldest_behind })
+        let prove = std::mem::take(&mut lane.prove);
+        Some(Look { newest, oldest, oldest_behind, prove })
     }
 
-    /// A PING waits for its PONG, or has it.
-    pub(super) fn doubt(&self, connection: &Connection, doubt: Doubt) {
+    /// A PING has its PONG.
+    pub(super) fn hear(self: &Arc<Self>, connection: &Connection) {
         let mut state = self.state.lock();
-        if let Some(lane) = state.lane(connection.id)
-            && lane.doubt != doubt
-        {
-            lane.doubt = doubt;
+        if let Some(lane) = state.lane(connection.id) {
+            lane.heard = self.turn();
+            let recovered = lane.doubt == Doubt::Silent;
+            if recovered {
+                lane.doubt = Doubt::None;
+            }
+            state.grant(self);
             drop(state);
-            self.changed.notify_one();
+            if recovered {
+                self.changed.notify_one();
+            }
         }
+    }
+
+    /// A PING waits for its PONG longer than usual.
+    pub(super) fn doubt(&self, connection: &Connection) {
+        if let Some(lane) = self.state.lock().lane(connection.id) {
+            lane.doubt = Doubt::Silent;
+        }
+        self.changed.notify_one();
     }
 
     /// Closes every connection after its open streams, within a limit, and says GOAWAY.

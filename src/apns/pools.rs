@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::credential::Credential;
 use super::pool::Pool;
 use super::request::TemplateError;
-use super::slot::{NoSlot, Slot};
+use super::slot::{Ask, NoSlot, Slot};
 use super::table::{Entry, Maker, Table, find};
 use super::tls::{Dials, RootError};
 use super::{ClientCertificate, Settings};
@@ -176,9 +176,10 @@ impl Apns {
         loop {
             let table = self.table();
             let home = Arc::clone(&table.entry(push.app.index, push.environment).pool);
-            let (pool, avoid) = (home.lane_of(&push.token), push.trail.last());
+            let pool = home.lane_of(&push.token);
+            let ask = Ask { avoid: push.trail.last(), lost: push.trail.lost() };
             pool.start();
-            if let Some(slot) = pool.take(avoid)? {
+            if let Some(slot) = pool.take(ask)? {
                 return Ok((home, slot));
             }
             let mut swaps = self.0.swaps.subscribe();
@@ -188,7 +189,7 @@ impl Apns {
             // Biased: a stream goes before a look at the table.
             tokio::select! {
                 biased;
-                slot = pool.wait(push.deadline, avoid) => return slot.map(|slot| (home, slot)),
+                slot = pool.wait(push.deadline, ask) => return slot.map(|slot| (home, slot)),
                 _ = swaps.changed() => {}
             }
         }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -67,6 +68,10 @@ pub(super) struct Lane {
     pub open: BTreeMap<u64, Instant>,
     /// When APNs last answered on it.
     pub answered: Option<Instant>,
+    /// The turn at which something was last heard on it: an answer, or a PONG.
+    pub heard: u64,
+    /// Somebody waits for a sign of life: a PING is to go out.
+    pub prove: bool,
     pub doubt: Doubt,
     /// It is to be replaced: it goes when another one has come.
     pub due: Option<&'static str>,
@@ -90,13 +95,23 @@ pub(super) enum Doubt {
     Silent,
 }
 
+/// Which connection a push may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    /// The one that failed last; another is preferred. 0: none failed.
+    pub avoid: u64,
+    /// An attempt that may have rung was given up at this turn, and only one more is worth it: it goes where something was
+    /// heard later. Whatever killed one connection may have killed all. 0: none was given up.
+    pub lost: u64,
+}
+
 struct Waiter {
-    avoid: u64,
+    ask: Ask,
     slot: oneshot::Sender<Granted>,
 }
 
-/// A slot, or why there will be none in time.
-pub(super) type Granted = Result<Slot, String>;
+/// A slot, or why there will be none.
+pub(super) type Granted = Result<Slot, NoSlot>;
 
 /// The right to one stream. Dropped, it goes to the next waiter.
 pub(super) struct Slot {
@@ -115,12 +130,14 @@ pub(super) struct Place<'a> {
 }
 
 impl State {
-    /// A slot on the least loaded connection that has room: an undoubted one before others, and `avoid` last.
-    pub(super) fn take(&mut self, pool: &Arc<Pool>, avoid: u64) -> Option<Slot> {
-        let lane =
-            self.lanes.iter_mut().filter(|lane| lane.open.len() < lane.limit()).min_by_key(|lane| {
-                (lane.doubt, lane.connection.id == avoid, lane.due.is_some(), lane.open.len())
-            })?;
+    /// A slot on the least loaded connection that has room: an undoubted one before others, and the one to avoid last.
+    pub(super) fn take(&mut self, pool: &Arc<Pool>, ask: Ask) -> Option<Slot> {
+        let may_carry =
+            |lane: &&mut Lane| lane.open.len() < lane.limit() && (ask.lost == 0 || lane.heard > ask.lost);
+        let rank = |lane: &&mut Lane| {
+            (lane.doubt, lane.connection.id == ask.avoid, lane.due.is_some(), lane.open.len())
+        };
+        let lane = self.lanes.iter_mut().filter(may_carry).min_by_key(rank)?;
         self.sequence += 1;
         let sequence = self.sequence;
         lane.open.insert(sequence, Instant::now());
@@ -140,11 +157,11 @@ impl State {
     }
 
     /// Takes a slot unless others were here before.
-    pub(super) fn take_at_once(&mut self, pool: &Arc<Pool>, avoid: u64) -> Option<Slot> {
+    pub(super) fn take_at_once(&mut self, pool: &Arc<Pool>, ask: Ask) -> Option<Slot> {
         if !self.waiters.is_empty() {
             return None;
         }
-        let slot = self.take(pool, avoid);
+        let slot = self.take(pool, ask);
         self.peak = self.peak.max(self.used() + usize::from(slot.is_none()));
         slot
     }
@@ -154,12 +171,16 @@ impl State {
         &mut self,
         pool: &'a Arc<Pool>,
         deadline: Instant,
-        avoid: u64,
+        ask: Ask,
     ) -> (Place<'a>, oneshot::Receiver<Granted>) {
         let (slot, granted) = oneshot::channel();
         self.sequence += 1;
         let key = (deadline, self.sequence);
-        self.waiters.insert(key, Waiter { avoid, slot });
+        self.waiters.insert(key, Waiter { ask, slot });
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_in_use() && lane.heard <= ask.lost) {
+            lane.prove = true;
+            lane.connection.alarm.notify_one();
+        }
         self.waiting_since.get_or_insert_with(Instant::now);
         self.peak = self.peak.max(self.used() + self.waiters.len());
         (Place { pool, key }, granted)
@@ -183,14 +204,14 @@ impl State {
             let why = self.tell_closed();
             for (_, waiter) in std::mem::replace(&mut self.waiters, stay) {
                 // Gone already: as good.
-                let _ = waiter.slot.send(Err(why.clone()));
+                let _ = waiter.slot.send(Err(NoSlot::Late(Some(why.clone()))));
             }
         }
         if let Some(pace) = self.pace(connections_max) {
             let mut stay = BTreeMap::new();
             for (key, waiter) in std::mem::take(&mut self.waiters) {
                 if let Some(why) = pace.tell_late(stay.len(), key.0) {
-                    let _ = waiter.slot.send(Err(why));
+                    let _ = waiter.slot.send(Err(NoSlot::Late(Some(why))));
                 } else {
                     stay.insert(key, waiter);
                 }
@@ -216,15 +237,36 @@ impl State {
 
     /// Gives free streams to waiters, earliest deadline first.
     pub(super) fn grant(&mut self, pool: &Arc<Pool>) {
-        while let Some((key, waiter)) = self.waiters.first_key_value() {
-            let (key, avoid) = (*key, waiter.avoid);
-            let Some(slot) = self.take(pool, avoid) else { return };
+        let mut passed_over = None;
+        loop {
+            let behind = passed_over.map_or(Bound::Unbounded, Bound::Excluded);
+            let Some((key, waiter)) = self.waiters.range((behind, Bound::Unbounded)).next() else { break };
+            let (key, ask) = (*key, waiter.ask);
+            let Some(slot) = self.take(pool, ask) else {
+                if ask.lost == 0 {
+                    return;
+                }
+                // It waits for a sign of life; the next one may not.
+                passed_over = Some(key);
+                continue;
+            };
             let waiter = self.waiters.remove(&key).expect("its key was just read, under the same lock");
             if let Err(Ok(mut slot)) = waiter.slot.send(Ok(slot)) {
                 // The waiter went in this very moment. Given back here: its drop would lock again.
                 slot.armed = false;
                 self.give_back(&slot);
             }
+        }
+        if self.waiters.is_empty() {
+            self.waiting_since = None;
+        }
+    }
+
+    /// Sends everybody away who waits: Apple refuses the credential.
+    pub(super) fn refuse_all(&mut self, why: &str) {
+        for (_, waiter) in std::mem::take(&mut self.waiters) {
+            // Gone already: as good.
+            let _ = waiter.slot.send(Err(NoSlot::Refused(why.to_owned())));
         }
         self.waiting_since = None;
     }
@@ -244,6 +286,7 @@ impl State {
         if slot.answered.load(Ordering::Relaxed) {
             let now = Instant::now();
             lane.answered = Some(now);
+            lane.heard = slot.pool.turn();
             if lane.doubt == Doubt::Slow {
                 lane.doubt = Doubt::None;
             }
@@ -301,11 +344,13 @@ impl Pace {
 }
 
 impl Lane {
-    pub(super) fn new(connection: Arc<Connection>, requests_left: u64, aged_at: Instant) -> Self {
+    pub(super) fn new(connection: Arc<Connection>, turn: u64, requests_left: u64, aged_at: Instant) -> Self {
         Self {
             connection,
             open: BTreeMap::new(),
             answered: None,
+            heard: turn,
+            prove: false,
             doubt: Doubt::None,
             due: None,
             requests_left,

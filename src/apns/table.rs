@@ -82,6 +82,7 @@ pub(super) struct Maker {
     templates: [Arc<Template>; 2],
     addresses: [Arc<Addresses>; 2],
     ids: Arc<AtomicU64>,
+    turns: Arc<AtomicU64>,
 }
 
 impl Maker {
@@ -107,6 +108,7 @@ impl Maker {
             templates: [production?, sandbox?],
             addresses: Environment::ALL.map(|_| Arc::default()),
             ids: Arc::default(),
+            turns: Arc::default(),
         })
     }
 
@@ -133,6 +135,7 @@ impl Maker {
             metrics: Arc::clone(&self.metrics),
             jitter: self.jitter.clone(),
             ids: Arc::clone(&self.ids),
+            turns: Arc::clone(&self.turns),
         });
         Ok(Entry { name: (environment, credential.name()), credential: credential.clone(), pool })
     }

@@ -72,6 +72,7 @@ impl KeyIds {
 pub struct Trail {
     first: OnceLock<Instant>,
     connection: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Trail {
@@ -84,6 +85,17 @@ impl Trail {
     /// When the first attempt was written.
     pub fn first(&self) -> Option<Instant> {
         self.first.get().copied()
+    }
+
+    /// An attempt may have rung and is given up, at that turn of the gateway's; turns start at 1.
+    pub fn lose(&self, turn: u64) {
+        self.lost.store(turn, Ordering::Relaxed);
+    }
+
+    /// When an attempt that may have rung was given up, 0 for never. It is repeated once at most, so that the repeat must go
+    /// where there was life since.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// The connection of the last attempt, 0 before the first.

@@ -165,6 +165,22 @@ fn one_that_answers_pings_and_no_request_is_left_once_for_all_its_calls() {
     assert_eq!(connections(&history), 5, "it was replaced, once");
 }
 
+/// Whatever killed one connection may have killed all: the one repeat that is worth it must not go to another dead one.
+#[test]
+fn all_connections_die_at_once_and_every_call_is_answered_by_a_fresh_one() {
+    for death in [Order::Freeze, Order::Close] {
+        let history =
+            tell(steady(1_000, 5, 20_000).event(2_500, Event::Order(Target::Everybody, death.clone())));
+        let told = told(&history);
+        let repeated = told.values().filter(|told| told.attempts > 1).count();
+        assert!(repeated >= 4, "{death:?}: {repeated} calls were on them");
+        for (token, told) in told {
+            assert_eq!(told.result, "accepted", "{death:?}, {token}: {}", told.error);
+            assert!(told.took_ms < 2_500, "{death:?}, {token}: {} ms", told.took_ms);
+        }
+    }
+}
+
 #[test]
 fn a_half_open_connection_shows_while_nobody_calls() {
     // Nothing is in flight when it freezes; the next call comes half a minute later.
