@@ -51,6 +51,11 @@ impl Addresses {
         found.iter().copied().enumerate().min_by_key(rank).map(|(_, address)| address)
     }
 
+    /// Whether one of `found` has rested: there is another one to try at once.
+    pub(super) fn has_rested(&self, found: &[SocketAddr]) -> bool {
+        self.has_unused(found, &[])
+    }
+
     /// Whether one of `found` that nobody uses has rested: the pool could spread better than it does.
     pub(super) fn has_unused(&self, found: &[SocketAddr], in_use: &[SocketAddr]) -> bool {
         let now = Instant::now();

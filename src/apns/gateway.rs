@@ -146,12 +146,15 @@ impl Request {
 /// connection stays wedged: a fresh one starts with a fresh look at the token.
 fn heed(pool: &Pool, slot: &Slot, response: &Response) -> Result<(), PushError> {
     let connection = &slot.connection;
+    let fresh = !connection.is_proven();
+    slot.answered(response.status);
     if !response.refuses_credential() {
-        slot.answered(response.status >= 500);
         if response.status == 503 && response.reason_label() == "Shutdown" {
             pool.retire(connection, End::GoAway, "Apple says Shutdown");
         }
-        pool.trust_credential();
+        if response.status != 403 {
+            pool.trust_credential();
+        }
         return Ok(());
     }
     let word = format!("{} {}", response.status, response.reason_word());
@@ -159,7 +162,6 @@ fn heed(pool: &Pool, slot: &Slot, response: &Response) -> Result<(), PushError> 
         pool.refuse_credential(&word, false);
         return Ok(());
     }
-    let fresh = !connection.is_proven();
     pool.retire(connection, End::ProviderToken, &word);
     if fresh {
         let now = Timestamp::from_unix_ms(pool.parts.clock.unix_ms());
@@ -183,7 +185,7 @@ fn reap(slot: Slot, mut request: Request, written: Instant, limit: Instant) {
         }
         if let Ok(Ok(head)) = answered {
             let status = head.status().as_u16();
-            slot.answered(status >= 500);
+            slot.answered(status);
             pool.parts.metrics.late_answer(pool.parts.environment.as_str(), status);
         }
     });

@@ -72,9 +72,15 @@ struct Opened {
     driving: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
+/// An opening that failed, and on which address if it got so far.
+struct Failed {
+    error: OpenError,
+    address: Option<SocketAddr>,
+}
+
 struct Keeper {
     pool: Arc<Pool>,
-    openings: JoinSet<Result<Opened, OpenError>>,
+    openings: JoinSet<Result<Opened, Failed>>,
     /// When each of them began, oldest first.
     begun: Vec<Instant>,
     drivers: JoinSet<()>,
@@ -219,11 +225,11 @@ impl Keeper {
         self.openings.spawn(open(Arc::clone(&self.pool)));
     }
 
-    fn take_in(&mut self, opened: Result<Opened, OpenError>) {
+    fn take_in(&mut self, opened: Result<Opened, Failed>) {
         let pool = Arc::clone(&self.pool);
         let Opened { connection, ping_pong, driving } = match opened {
             Ok(opened) => opened,
-            Err(error) => return self.note_trouble(&error),
+            Err(failed) => return self.note_trouble(&failed),
         };
         self.unreached.reset();
         let jitter = &pool.parts.jitter;
@@ -238,7 +244,7 @@ impl Keeper {
         let mut state = pool.state.lock();
         if let Some(why) = connection.retired().cloned() {
             drop(state);
-            return self.note_trouble(&OpenError::Closed(why));
+            return self.note_trouble(&Failed { error: OpenError::Closed(why), address: None });
         }
         state.trouble = None;
         state.closed_until = None;
@@ -266,9 +272,13 @@ impl Keeper {
     }
 
     /// Tells a new trouble once; the same one again is for those who ask for it.
-    fn note_trouble(&mut self, error: &OpenError) {
+    fn note_trouble(&mut self, Failed { error, address }: &Failed) {
         let trouble = goaway::shorten(&error.to_string());
+        let pool = &self.pool;
+        let another = || pool.parts.addresses.has_rested(&pool.state.lock().found);
         let pause = match error {
+            // The failed one rests now; the next may do, and each is tried once before the pauses begin.
+            OpenError::Dial(_) | OpenError::Slow(_) if address.is_some() && another() => Duration::ZERO,
             OpenError::Dial(_) | OpenError::Slow(_) => self.unreached.lengthen(),
             OpenError::Handshake(_) | OpenError::Closed(_) | OpenError::Mint(_) => self.refused.lengthen(),
         };
@@ -343,7 +353,7 @@ fn surplus(state: &State) -> Option<Arc<Connection>> {
     counted.min_by_key(|lane| lane.open.len()).map(|lane| Arc::clone(&lane.connection))
 }
 
-async fn open(pool: Arc<Pool>) -> Result<Opened, OpenError> {
+async fn open(pool: Arc<Pool>) -> Result<Opened, Failed> {
     let environment = pool.environment();
     let metrics = Arc::clone(&pool.parts.metrics);
     let mut dialled = Dialled::new(&pool);
@@ -354,9 +364,10 @@ async fn open(pool: Arc<Pool>) -> Result<Opened, OpenError> {
     {
         pool.parts.addresses.failed(address);
     }
+    let address = dialled.address;
     drop(dialled);
     metrics.apns_dial(environment, if opened.is_ok() { "connected" } else { "failed" });
-    opened
+    opened.map_err(|error| Failed { error, address })
 }
 
 async fn open_on(pool: &Arc<Pool>, dialled: &mut Dialled<'_>) -> Result<Opened, OpenError> {

@@ -413,15 +413,18 @@ impl Pool {
 
     /// Closes every connection after its open streams, within a limit, and says GOAWAY.
     pub(super) async fn close(&self) {
-        if let Some(quarantine) = &self.quarantine {
-            Box::pin(quarantine.close()).await;
-        }
-        self.stop.send_replace(true);
-        let keeper = self.keeper.lock().take();
-        if let Some(keeper) = keeper {
+        let pools = [Some(self), self.quarantine.as_deref()];
+        let keepers: Vec<_> = pools.into_iter().flatten().map(Self::stop).collect();
+        for keeper in keepers.into_iter().flatten() {
             // It ends by itself; a panic in it is in the log, and leaves nothing to close.
             let _ = keeper.await;
         }
+    }
+
+    /// Tells its keeper to end.
+    fn stop(&self) -> Option<JoinHandle<()>> {
+        self.stop.send_replace(true);
+        self.keeper.lock().take()
     }
 
     pub(super) fn environment(&self) -> &'static str {

@@ -380,10 +380,10 @@ impl Lane {
 }
 
 impl Slot {
-    /// APNs answered; `failed`: with a failure of its own.
-    pub(super) fn answered(&self, failed: bool) {
+    /// APNs answered. Anything but a refused credential proves the connection: it may carry more than one stream.
+    pub(super) fn answered(&self, status: u16) {
         self.answered.store(true, Ordering::Relaxed);
-        if self.connection.prove(failed) {
+        if status != 403 && self.connection.prove(status >= 500) {
             self.pool.proved(&self.connection);
         }
     }

@@ -138,7 +138,8 @@ impl Response {
         }
     }
 
-    /// Whether it is the credential that was refused, and not this push: every other push will meet the same.
+    /// Whether it is the credential that was refused, and not this push: every other push will meet the same. `Forbidden` may
+    /// be meant for one app alone.
     pub fn refuses_credential(&self) -> bool {
         self.meaning() == Meaning::ProviderTokenRefused
             || self.status == 403
@@ -149,7 +150,6 @@ impl Response {
                             | Reason::BadCertificateEnvironment
                             | Reason::BadEnvironmentKeyIdInToken
                             | Reason::BadEnvironmentKeyInToken
-                            | Reason::Forbidden
                             | Reason::InvalidProviderToken
                             | Reason::MissingProviderToken
                     )
@@ -248,7 +248,8 @@ mod tests {
         for (status, word, meaning) in table {
             let refuses = response(status, word).refuses_credential();
             assert!(!refuses || matches!(meaning, ProviderTokenRefused | Refused(_)), "{status} {word:?}");
-            assert_eq!(refuses, meaning == ProviderTokenRefused || status == 403, "{status} {word:?}");
+            let of_all = status == 403 && word != Some("Forbidden");
+            assert_eq!(refuses, meaning == ProviderTokenRefused || of_all, "{status} {word:?}");
         }
         for reason in Reason::known() {
             assert!(
