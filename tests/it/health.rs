@@ -5,7 +5,7 @@ use crate::client;
 use crate::load::declare;
 use crate::place::Place;
 use crate::plan::{Plan, await_drained};
-use crate::vhost::start_broker;
+use crate::vhost::{Vhost, start_broker};
 use crate::worker::{Config, READY_WITHIN, Worker};
 
 /// Every stable family (section 8 of the contract).
@@ -108,6 +108,32 @@ async fn a_worker_without_apple_is_alive_and_not_ready() {
     assert_eq!(worker.fetch("/livez").await.0, 200, "nor is a missing Apple");
     worker.stop().await;
     broker.stop().await.expect("the broker stops");
+}
+
+#[tokio::test]
+async fn a_refused_credential_is_named_with_since_when() {
+    let place = Place::new("health-key");
+    let vhost = Vhost::new().await;
+    let refuses = "[[fault]]\ndo = \"answer\"\nstatus = 403\nreason = \"InvalidProviderToken\"\n";
+    let apple = Apple::start(&place, (0, 0), refuses).await;
+    let mut config = Config::new(&apple);
+    config.text("amqp", "uri", &vhost.uri());
+    declare(&place, &config).await;
+    let mut worker = Worker::start_ready(&place, &config, "worker").await;
+    client::publish(&vhost.uri(), "ringcast.invites", &Plan::new(40, 6).messages()).await;
+    let names_credential = |status: u16, text: &str| {
+        status == 503
+            && text.contains("Apple refuses this credential since 20")
+            && text.contains("InvalidProviderToken")
+    };
+    worker.await_endpoint("/readyz", READY_WITHIN, names_credential).await;
+    let open = "ringcast_apns_circuit_open{app=\"acme\",environment=\"production\"} 1";
+    worker.await_endpoint("/metrics", READY_WITHIN, |_, text| text.contains(open)).await;
+    assert_eq!(worker.fetch("/livez").await.0, 200, "a restart would mend nothing");
+    client::await_depth(&vhost.uri(), "ringcast.outcomes", 40, READY_WITHIN).await;
+    let told = worker.log().matches("until a probe gets through").count();
+    assert_eq!(told, 2, "once for each environment: {}", worker.log());
+    worker.stop().await;
 }
 
 async fn check_metrics(worker: &Worker) {

@@ -1,14 +1,17 @@
-//! A day of three workers that know nothing of each other: which provider tokens Apple sees, and where.
+//! Pools over hours: how many connections they keep, and which provider tokens Apple sees of three workers that know
+//! nothing of each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
 use ringcast::apns::Apns;
+use ringcast::clock::Clock;
 use ringcast::domain::app::Environment;
 use ringcast::domain::id::{ApnsId, CallId, DeviceToken};
 use ringcast::domain::timestamp::Timestamp;
 use ringcast::simulator::Simulator;
+use ringcast::simulator::faults::{ConnectAction, ConnectFault, Fault, When};
 use ringcast::worker::gateway::{Gateway, Push, Trail};
 use tokio::time::{Instant, sleep};
 
@@ -23,7 +26,25 @@ const EVERY: Duration = Duration::from_secs(37);
 
 const DAY: Duration = Duration::from_hours(24);
 
-async fn push_all_day(apns: Apns, worker: u64, clock: ringcast::clock::Clock) {
+async fn push_once(apns: &Apns, call: u64, clock: &Clock) {
+    let token = DeviceToken::new(&token(call));
+    let now = clock.unix_ms();
+    let push = Push {
+        app: acme(Duration::ZERO),
+        environment: Environment::Production,
+        apns_id: ApnsId::derive(CallId::parse(&call_id(call)).expect("a call id"), &token),
+        token,
+        body: Bytes::from_static(b"{\"aps\":{}}"),
+        deadline: Instant::now() + Duration::from_secs(20),
+        deadline_at: Timestamp::from_unix_ms(now + 20_000),
+        answer_by: Instant::now() + Duration::from_secs(21),
+        trail: Trail::default(),
+    };
+    let response = apns.push(&push).await.expect("Apple answers");
+    assert_eq!(response.status, 200, "call {call}");
+}
+
+async fn push_all_day(apns: Apns, worker: u64, clock: Clock) {
     // Started at different times.
     sleep(Duration::from_mins(11 * worker) + Duration::from_secs(17 * worker)).await;
     let until = Instant::now() + DAY;
@@ -31,21 +52,7 @@ async fn push_all_day(apns: Apns, worker: u64, clock: ringcast::clock::Clock) {
     while Instant::now() < until {
         number += 1;
         let call = worker * 1_000_000 + number;
-        let token = DeviceToken::new(&token(call));
-        let now = clock.unix_ms();
-        let push = Push {
-            app: acme(Duration::ZERO),
-            environment: Environment::Production,
-            apns_id: ApnsId::derive(CallId::parse(&call_id(call)).expect("a call id"), &token),
-            token,
-            body: Bytes::from_static(b"{\"aps\":{}}"),
-            deadline: Instant::now() + Duration::from_secs(20),
-            deadline_at: Timestamp::from_unix_ms(now + 20_000),
-            answer_by: Instant::now() + Duration::from_secs(21),
-            trail: Trail::default(),
-        };
-        let response = apns.push(&push).await.expect("Apple answers");
-        assert_eq!(response.status, 200, "call {call}");
+        push_once(&apns, call, &clock).await;
         sleep(EVERY + Duration::from_secs(worker)).await;
     }
     apns.close().await;
@@ -61,6 +68,41 @@ async fn live(workers: u64) -> Simulator {
         worker.await.expect("it pushes to the end");
     }
     world.simulator.clone()
+}
+
+/// So many calls at once wait for a stream where each connection has two, and nobody calls afterwards for a while.
+async fn ebb_and_flow() -> Vec<usize> {
+    let two = ConnectFault { when: When::default(), action: ConnectAction::Limit { streams: 2 } };
+    let plan = Plan { connections: 2, connections_max: 6, one_stream_first: false, ..Plan::quiet() };
+    let (world, clock) = World::alone(plan);
+    world.simulator.faults().add_connect(two);
+    let slow = Duration::from_millis(400);
+    world.simulator.faults().add(Fault::latency(slow, slow));
+    let apns = world.apns(0);
+    let mut open = Vec::new();
+    sleep(Duration::from_secs(2)).await;
+    open.push(world.simulator.connections_open());
+    let calls: Vec<_> = (0..60)
+        .map(|call| {
+            let (apns, clock) = (apns.clone(), clock.clone());
+            tokio::spawn(async move { push_once(&apns, call, &clock).await })
+        })
+        .collect();
+    for call in calls {
+        call.await.expect("it is accepted");
+    }
+    open.push(world.simulator.connections_open());
+    sleep(Duration::from_mins(15)).await;
+    open.push(world.simulator.connections_open());
+    apns.close().await;
+    open
+}
+
+#[test]
+fn connections_follow_the_load_and_go_when_it_is_over() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let open = runtime.expect("a runtime").block_on(ebb_and_flow());
+    assert_eq!(open, [2, 6, 2], "before, under load, after");
 }
 
 #[test]
@@ -87,6 +129,15 @@ fn three_workers_show_apple_one_token_per_half_hour_and_change_none_within_20_mi
             (*held, *since) = (iat, record.at_ms);
         }
     }
+    // None lives for ever: they follow the name's addresses, and go one by one.
+    let mut lives: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    for record in &records {
+        let life = lives.entry(record.connection).or_insert((record.at_ms, record.at_ms));
+        life.1 = record.at_ms;
+    }
+    let longest = lives.values().map(|(from, to)| Duration::from_millis(to - from)).max().expect("some");
+    assert!(longest <= Duration::from_hours(5), "a connection was used for {longest:?}");
+    assert!((30..100).contains(&lives.len()), "{} connections in a day of three workers", lives.len());
     assert!(tokens.len() >= 48, "{} half hours", tokens.len());
     assert!(tokens.values().all(|of_bucket| of_bucket.len() == 1), "one token each: {tokens:?}");
 }
