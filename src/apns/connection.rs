@@ -51,7 +51,7 @@ pub(super) struct Connection {
     retired: OnceLock<Arc<str>>,
     /// Stops its driver, and with that every request on it.
     driver: OnceLock<AbortHandle>,
-    /// Wakes its watch when the first of its streams is given out.
+    /// Wakes its watch when a stream is given out that it does not expect.
     pub alarm: Arc<Notify>,
 }
 

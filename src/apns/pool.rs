@@ -355,7 +355,6 @@ impl Pool {
             .filter_map(|lane| lane.answered)
             .max();
         let lane = state.lane(connection.id)?;
-        lane.asleep = lane.open.is_empty();
         let oldest = lane.oldest();
         if let Some(given) = oldest
             && lane.doubt == Doubt::None
@@ -366,6 +365,8 @@ impl Pool {
             lane.doubt = Doubt::Slow;
         }
         let oldest_behind = lane.open.range(behind + 1..).next().map(|(_, given)| *given);
+        // Without one behind it may sleep past the time at which the next would look late.
+        lane.asleep = oldest_behind.is_none();
         Some(Look { newest, oldest, oldest_behind })
     }
 

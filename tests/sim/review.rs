@@ -1,0 +1,36 @@
+//! What must not make things worse: an incident that opens connections in a loop, condemns a credential that works, or
+//! holds calls for longer than it lasts.
+
+use std::time::Duration;
+
+use ringcast::simulator::faults::{ConnectAction, ConnectFault, Fault, GoAway, When};
+use ringcast::simulator::{Order, Target};
+
+use crate::network::address;
+use crate::plan::{Event, Plan, token};
+use crate::stalled::{at, by_token, connections, steady, told};
+use crate::tell;
+use crate::world::STARTED_AT;
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn a_connection_that_freezes_beside_an_old_request_costs_new_calls_no_more() {
+    // The slow one had its PONG at 1.3 s, and would get the next PING at 2.3 s.
+    let plan = Plan {
+        connections: 1,
+        connections_max: 2,
+        one_stream_first: false,
+        max_streams: 1_000,
+        ..Plan::quiet()
+    }
+    .call(0, "warm", 500, 20_000, &[0], STARTED_AT)
+    .event(900, Event::Apple(Fault::latency(4_000 * MS, 4_000 * MS).token(&token(1))))
+    .call(1, "slow", 1_000, 2_500, &[1], STARTED_AT)
+    .event(1_320, Event::Order(Target::Connection(1), Order::Freeze))
+    .call(2, "held", 1_330, 20_000, &[2], STARTED_AT);
+    let history = tell(plan);
+    let told = &told(&history)[&token(2)];
+    assert_eq!((told.result.as_str(), told.attempts), ("accepted", 2));
+    assert!(told.latency_ms <= 1_500, "{} ms", told.latency_ms);
+}
