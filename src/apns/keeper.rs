@@ -69,6 +69,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 struct Opened {
     connection: Arc<Connection>,
     ping_pong: PingPong,
+    /// How long its first PONG took.
+    way: Duration,
     driving: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -221,7 +223,7 @@ impl Keeper {
 
     fn take_in(&mut self, opened: Result<Opened, OpenError>) {
         let pool = Arc::clone(&self.pool);
-        let Opened { connection, ping_pong, driving } = match opened {
+        let Opened { connection, ping_pong, way, driving } = match opened {
             Ok(opened) => opened,
             Err(error) => return self.note_trouble(&error),
         };
@@ -259,7 +261,7 @@ impl Keeper {
         });
         connection.driven_by(driver.clone());
         let watched = Arc::downgrade(&connection);
-        self.watches.spawn(liveness::watch(Arc::clone(&pool), watched, ping_pong, driver));
+        self.watches.spawn(liveness::watch(Arc::clone(&pool), watched, ping_pong, driver, way));
         if let Some((old, why)) = replaced {
             pool.retire(&old, End::Replaced, why);
         }
@@ -381,6 +383,7 @@ async fn open_on(pool: &Arc<Pool>, dialled: &mut Dialled<'_>) -> Result<Opened, 
     let mut driving: Pin<Box<dyn Future<Output = ()> + Send>> =
         Box::pin(connection::drive(driver, Arc::downgrade(&connection), observer));
     let closed = || connection.retired().cloned().map(OpenError::Closed);
+    let asked = Instant::now();
     // Biased: an end of its own says more than a PING that failed of it.
     let proven = tokio::select! {
         biased;
@@ -390,7 +393,7 @@ async fn open_on(pool: &Arc<Pool>, dialled: &mut Dialled<'_>) -> Result<Opened, 
     proven?;
     match closed() {
         Some(error) => Err(error),
-        None => Ok(Opened { connection, ping_pong, driving }),
+        None => Ok(Opened { connection, ping_pong, way: asked.elapsed(), driving }),
     }
 }
 

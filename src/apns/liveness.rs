@@ -17,8 +17,11 @@ use super::slot::Doubt;
 /// A request that is unanswered for so long looks late.
 const LATE: Duration = Duration::from_millis(300);
 
-/// A PONG that is out for so long raises doubt: the replacement is dialled.
+/// A PONG that is out for so long, and for half as long again as the last one, raises doubt: the replacement is dialled.
 const DOUBTFUL: Duration = Duration::from_millis(300);
+
+/// However long the way is, this raises doubt.
+const DOUBTFUL_MAX: Duration = Duration::from_millis(700);
 
 /// How long a PONG may take; with [`LATE`] it bounds what a dead connection costs a call.
 const PONG_WAIT: Duration = Duration::from_secs(1);
@@ -34,12 +37,13 @@ const IDLE: Duration = Duration::from_secs(15);
 /// as long as the system tries to write to it.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Watches one connection until it has ended. It keeps no hold on it.
+/// Watches one connection until it has ended. It keeps no hold on it. `way`: how long its first PONG took.
 pub(super) async fn watch(
     pool: Arc<Pool>,
     connection: Weak<Connection>,
     mut ping_pong: PingPong,
     driver: AbortHandle,
+    mut way: Duration,
 ) {
     let Some(alarm) = connection.upgrade().map(|connection| Arc::clone(&connection.alarm)) else { return };
     let mut heard = Instant::now();
@@ -78,10 +82,11 @@ pub(super) async fn watch(
                 pool.doubt(&connection, doubt);
             }
         };
-        let mut pong = timeout(DOUBTFUL, &mut ping).await;
+        let (asked, doubtful) = (Instant::now(), way.mul_f64(1.5).clamp(DOUBTFUL, DOUBTFUL_MAX));
+        let mut pong = timeout(doubtful, &mut ping).await;
         if pong.is_err() {
             doubt(Doubt::Silent);
-            pong = timeout(PONG_WAIT.saturating_sub(DOUBTFUL), &mut ping).await;
+            pong = timeout(PONG_WAIT.saturating_sub(doubtful), &mut ping).await;
             if matches!(pong, Ok(Ok(_))) {
                 doubt(Doubt::None);
             }
@@ -89,6 +94,7 @@ pub(super) async fn watch(
         match pong {
             Ok(Ok(_)) => {
                 heard = Instant::now();
+                way = heard - asked;
                 covered = look.newest;
             }
             // The connection has ended, and its driver says so.

@@ -34,3 +34,12 @@ fn a_connection_that_freezes_beside_an_old_request_costs_new_calls_no_more() {
     assert_eq!((told.result.as_str(), told.attempts), ("accepted", 2));
     assert!(told.latency_ms <= 1_500, "{} ms", told.latency_ms);
 }
+
+#[test]
+fn a_long_way_is_no_reason_to_dial() {
+    let plan = Plan { way: 200 * MS, ..steady(400, 50, 20_000) };
+    let history = tell(plan);
+    assert!(told(&history).values().all(|told| (told.result.as_str(), told.attempts) == ("accepted", 1)));
+    assert_eq!(connections(&history), 4);
+    assert_eq!(history.connections_total, 4, "none was opened for nothing");
+}
