@@ -43,3 +43,18 @@ fn a_long_way_is_no_reason_to_dial() {
     assert_eq!(connections(&history), 4);
     assert_eq!(history.connections_total, 4, "none was opened for nothing");
 }
+
+#[test]
+fn a_second_of_refused_credentials_costs_seconds() {
+    let refused = Fault::answer(403, "InvalidProviderToken");
+    let history =
+        tell(steady(4_000, 4, 20_000).event(2_000, Event::Apple(refused)).event(3_000, Event::AppleHeals));
+    let told = told(&history);
+    for call in 16..4_016 {
+        let called = 1_000 + 4 * (call - 16);
+        if called > 7_000 {
+            let told = &told[&token(call)];
+            assert_eq!(told.result, "accepted", "called at {called}: {}", told.error);
+        }
+    }
+}
