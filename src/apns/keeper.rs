@@ -277,8 +277,8 @@ impl Keeper {
         self.open_at = self.open_at.max(Instant::now() + pause);
         let (environment, again_in_s) = (self.pool.environment(), pause.as_secs_f64());
         let known = self.pool.state.lock().trouble.replace(trouble.clone());
-        if goaway::blames_configuration(&trouble) {
-            self.pool.refuse_credential(&format!("it closes each new connection: {trouble}"), true);
+        if error.blames_configuration() {
+            self.pool.refuse_new_connection(&trouble);
         }
         if known.as_ref() == Some(&trouble) {
             tracing::debug!(
@@ -352,7 +352,7 @@ async fn open(pool: Arc<Pool>) -> Result<Opened, OpenError> {
     let opened = timeout(OPEN_WAIT, open_on(&pool, &mut dialled)).await;
     let opened = opened.unwrap_or(Err(OpenError::Slow(OPEN_WAIT)));
     if let (Err(error), Some(address)) = (&opened, dialled.address)
-        && !goaway::blames_configuration(&error.to_string())
+        && (!error.blames_configuration() || pool.is_serving())
     {
         pool.parts.addresses.failed(address);
     }

@@ -5,8 +5,8 @@
 //! refuse, `quarantine` keeps suspect tokens apart.
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -71,6 +71,8 @@ pub(super) struct Pool {
     suspects: Suspects,
     /// Where the pushes to suspect tokens go; a pool of that kind has none itself.
     quarantine: Option<Arc<Pool>>,
+    /// Of a pool of that kind, the one that it belongs to.
+    home: Weak<Pool>,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -134,11 +136,13 @@ impl Pool {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         let circuit = Arc::<Circuit>::default();
         let lane = Parts { connections: 0..=1, ..parts.clone() };
-        let quarantine = Arc::new(Self::with(lane, Arc::clone(&circuit), None));
-        Arc::new(Self::with(parts, circuit, Some(quarantine)))
+        Arc::new_cyclic(|home| {
+            let quarantine = Self::with(lane, Arc::clone(&circuit), None, Weak::clone(home));
+            Self::with(parts, circuit, Some(Arc::new(quarantine)), Weak::new())
+        })
     }
 
-    fn with(parts: Parts, circuit: Arc<Circuit>, quarantine: Option<Arc<Self>>) -> Self {
+    fn with(parts: Parts, circuit: Arc<Circuit>, quarantine: Option<Arc<Self>>, home: Weak<Self>) -> Self {
         Self {
             parts,
             state: Mutex::default(),
@@ -147,6 +151,7 @@ impl Pool {
             circuit,
             suspects: Suspects::default(),
             quarantine,
+            home,
             keeper: Mutex::default(),
         }
     }
@@ -280,7 +285,7 @@ impl Pool {
             self.parts.addresses.failed(connection.address);
         }
         if turned_away && end == End::GoAway && goaway::blames_configuration(&why) {
-            self.refuse_credential(&format!("it closes each new connection: {why}"), true);
+            self.refuse_new_connection(&why);
         }
         if admitted {
             let environment = self.environment();
@@ -323,8 +328,24 @@ impl Pool {
         }
     }
 
-    /// Apple refused the credential; `surely`: it cannot be this connection's history.
-    pub(super) fn refuse_credential(&self, why: &str, surely: bool) {
+    /// Whether a connection in use has served: what a fresh one says of the credential is then the fresh one's own trouble.
+    pub(super) fn is_serving(&self) -> bool {
+        let serves = |pool: &Self| {
+            pool.state.lock().lanes.iter().any(|lane| lane.is_in_use() && lane.connection.has_served())
+        };
+        serves(self) || self.home.upgrade().is_some_and(|home| serves(&home))
+    }
+
+    /// A new connection was closed with a word about the settings.
+    pub(super) fn refuse_new_connection(&self, why: &str) {
+        if !self.is_serving() {
+            self.refuse_credential(&format!("it closes each new connection: {why}"), true);
+        }
+    }
+
+    /// Apple refused the credential; `fresh`: on a connection that it has no history on.
+    pub(super) fn refuse_credential(&self, why: &str, fresh: bool) {
+        let surely = fresh && !self.is_serving();
         let at = Timestamp::from_unix_ms(self.parts.clock.unix_ms());
         if self.circuit.refused(why, surely, at) {
             tracing::error!(

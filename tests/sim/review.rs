@@ -58,3 +58,31 @@ fn a_second_of_refused_credentials_costs_seconds() {
         }
     }
 }
+
+#[test]
+fn a_fresh_connection_that_refuses_the_token_does_not_condemn_what_its_siblings_carry() {
+    let expired = Fault::answer(403, "ExpiredProviderToken").connection(5);
+    let history = tell(
+        steady(1_000, 10, 20_000)
+            .event(1_500, Event::Apple(expired))
+            .event(2_000, Event::Order(Target::Connection(2), Order::GoAway(GoAway::default()))),
+    );
+    assert!(history.records.iter().any(|record| record.status == Some(403)));
+    for (token, told) in told(&history) {
+        assert_eq!(told.result, "accepted", "{token}: {}", told.error);
+    }
+}
+
+#[test]
+fn an_address_that_turns_new_connections_away_for_a_setting_does_not_condemn_what_its_siblings_carry() {
+    let action = ConnectAction::GoAway { reason: "BadCertificateEnvironment".into() };
+
+    let history = tell(
+        steady(200, 50, 20_000)
+            .event(1_500, Event::Connect(ConnectFault { when: When::default(), action }))
+            .event(2_000, Event::Order(Target::Connection(2), Order::GoAway(GoAway::default()))),
+    );
+    for (token, told) in told(&history) {
+        assert_eq!(told.result, "accepted", "{token}: {}", told.error);
+    }
+}
