@@ -17,7 +17,7 @@ use super::connection::{self, Connection, Observer, OpenError};
 use super::dial::DialError;
 use super::goaway;
 use super::liveness;
-use super::pool::{End, Pool};
+use super::pool::{End, Pool, is_vain};
 use super::slot::{Doubt, Lane, State};
 use crate::pause::Pause;
 
@@ -39,6 +39,9 @@ const UNREACHED_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// The longest pause while connections open and are then refused. Apple may treat repeated opening as an attack
 /// (*Establishing a connection to APNs*).
 const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// The same while the pool has no connection, and the peer does not say that its settings are to blame: calls would expire.
+const UNSERVED_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Between two openings, with up to half more or less.
 const STAGGER: Duration = Duration::from_millis(200);
@@ -83,6 +86,9 @@ struct Keeper {
     watches: JoinSet<()>,
     unreached: Pause,
     refused: Pause,
+    /// When a new connection was last in vain, and until when that is heeded.
+    refused_at: Instant,
+    refused_until: Instant,
     /// None is opened before this.
     open_at: Instant,
     /// How many the load needs.
@@ -104,6 +110,8 @@ pub(super) async fn keep(pool: Arc<Pool>) {
         watches: JoinSet::new(),
         unreached: Pause::new(REDIAL_PAUSE, UNREACHED_PAUSE_MAX, jitter()),
         refused: Pause::new(REDIAL_PAUSE, REFUSED_PAUSE_MAX, jitter()),
+        refused_at: now,
+        refused_until: now,
         open_at: now,
         wanted: *pool.parts.connections.start(),
         grown_at: now,
@@ -145,21 +153,31 @@ impl Keeper {
         let now = Instant::now();
         let pool = Arc::clone(&self.pool);
         let mut state = pool.state.lock();
-        if let Some(why) = state.turned_away.take() {
-            self.open_at = self.open_at.max(now + self.refused.lengthen());
-            state.trouble = Some(format!("a new connection was turned away: {why}"));
-        } else if state.lanes.iter().any(|lane| lane.is_in_use() && lane.connection.is_proven()) {
-            self.refused.reset();
-        }
         self.follow_load(&mut state, now);
         let mark = mark_due(&pool, &mut state, now);
+        if let Some(why) = state.turned_away.take() {
+            self.note_refusal();
+            state.trouble = Some(format!("a new connection was turned away: {why}"));
+        } else if state.lanes.iter().any(|lane| {
+            lane.counts() && !is_vain(&lane.connection) && lane.connection.opened > self.refused_at
+        }) {
+            // A new one does better. Those that were there before say nothing.
+            self.refused.reset();
+        }
         let counted = state.lanes.iter().filter(|lane| lane.counts()).count();
         let promising = self.begun.iter().filter(|begun| now - **begun < OPEN_SOON).count();
         let missing = self.wanted.saturating_sub(counted + promising);
         let surplus = (counted > self.wanted).then(|| surplus(&state)).flatten();
         let may_open = self.begun.len() < OPENINGS_MAX;
         let idle = state.lanes.iter().all(|lane| !lane.is_in_use()) && self.begun.is_empty();
-        let closed_until = (idle && missing > 0 && now < self.open_at).then_some(self.open_at);
+        // Calls wait where there is none at all: then a refusal that no setting explains is not heeded for long.
+        let refused_until = if idle && pool.circuit.trouble().is_none() {
+            self.refused_until.min(self.refused_at + UNSERVED_PAUSE_MAX)
+        } else {
+            self.refused_until
+        };
+        let open_at = self.open_at.max(refused_until);
+        let closed_until = (idle && missing > 0 && now < open_at).then_some(open_at);
         state.closed_until = closed_until;
         let most = *pool.parts.connections.end();
         state.dismiss(most);
@@ -173,11 +191,13 @@ impl Keeper {
             next = next.min(now + GROW_AFTER);
         }
         if missing > 0 && may_open {
-            if now >= self.open_at {
+            if now < open_at {
+                next = next.min(open_at);
+            } else {
                 self.open();
                 self.open_at = now + STAGGER.mul_f64(0.5 + pool.parts.jitter.draw());
+                next = next.min(self.open_at);
             }
-            next = next.min(self.open_at);
         } else if missing > 0 || !self.begun.is_empty() {
             let slow = self.begun.iter().map(|begun| *begun + OPEN_SOON).filter(|at| *at > now).min();
             next = next.min(slow.unwrap_or(next));
@@ -214,6 +234,14 @@ impl Keeper {
         if self.quiet_looks >= if fewer == 0 { IDLE_LOOKS } else { QUIET_LOOKS } {
             (self.wanted, self.quiet_looks) = (fewer, 0);
         }
+    }
+
+    /// A new connection was in vain: the next one waits, ever longer.
+    fn note_refusal(&mut self) -> Duration {
+        let (now, pause) = (Instant::now(), self.refused.lengthen());
+        self.refused_at = now;
+        self.refused_until = self.refused_until.max(now + pause);
+        pause
     }
 
     fn open(&mut self) {
@@ -271,10 +299,13 @@ impl Keeper {
     fn note_trouble(&mut self, error: &OpenError) {
         let trouble = goaway::shorten(&error.to_string());
         let pause = match error {
-            OpenError::Dial(_) | OpenError::Slow(_) => self.unreached.lengthen(),
-            OpenError::Handshake(_) | OpenError::Closed(_) | OpenError::Mint(_) => self.refused.lengthen(),
+            OpenError::Dial(_) | OpenError::Slow(_) => {
+                let pause = self.unreached.lengthen();
+                self.open_at = self.open_at.max(Instant::now() + pause);
+                pause
+            }
+            OpenError::Handshake(_) | OpenError::Closed(_) | OpenError::Mint(_) => self.note_refusal(),
         };
-        self.open_at = self.open_at.max(Instant::now() + pause);
         let (environment, again_in_s) = (self.pool.environment(), pause.as_secs_f64());
         let known = self.pool.state.lock().trouble.replace(trouble.clone());
         if error.blames_configuration() {
@@ -335,6 +366,9 @@ fn mark_due(pool: &Pool, state: &mut State, now: Instant) -> Instant {
             None
         };
         next = next.min(lane.aged_at.max(now));
+        if let Some(why) = lane.due.filter(|_| is_vain(&lane.connection)) {
+            state.turned_away.get_or_insert_with(|| why.to_owned());
+        }
     }
     next
 }

@@ -38,7 +38,7 @@ pub(super) const REAP_WAIT: Duration = Duration::from_secs(30);
 /// A connection that owes an answer this long, while others answer, is asked last.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// A connection that the peer ends within this, before it has carried anything, was turned away.
+/// A connection that ends or must be replaced within this, before it has served, was turned away.
 const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a pool is made of.
@@ -130,6 +130,11 @@ pub(super) struct Look {
     pub oldest: Option<Instant>,
     /// The same of the oldest one behind a number.
     pub oldest_behind: Option<Instant>,
+}
+
+/// Whether a connection is young and has not served: another one will hardly do better at once.
+pub(super) fn is_vain(connection: &Connection) -> bool {
+    !connection.has_served() && connection.opened.elapsed() < TURNED_AWAY_WITHIN
 }
 
 impl Pool {
@@ -266,8 +271,7 @@ impl Pool {
         if !connection.retire(&why) {
             return;
         }
-        let turned_away =
-            end.turns_away() && !connection.is_proven() && connection.opened.elapsed() < TURNED_AWAY_WITHIN;
+        let turned_away = end.turns_away() && is_vain(connection);
         let admitted = {
             let mut state = self.state.lock();
             let place = state.lanes.iter().position(|lane| lane.connection.id == connection.id);
@@ -281,10 +285,11 @@ impl Pool {
             }
             place.is_some()
         };
-        if end.blames_address() {
+        let for_settings = end == End::GoAway && goaway::blames_configuration(&why);
+        if end.blames_address() || turned_away && (!for_settings || self.is_serving()) {
             self.parts.addresses.failed(connection.address);
         }
-        if turned_away && end == End::GoAway && goaway::blames_configuration(&why) {
+        if turned_away && for_settings {
             self.refuse_new_connection(&why);
         }
         if admitted {

@@ -85,4 +85,41 @@ fn an_address_that_turns_new_connections_away_for_a_setting_does_not_condemn_wha
     for (token, told) in told(&history) {
         assert_eq!(told.result, "accepted", "{token}: {}", told.error);
     }
+    assert!(history.connections_total < 25, "{} connections in 40 s", history.connections_total);
+}
+
+#[test]
+fn failures_of_apples_open_no_connection_after_the_other() {
+    for (status, reason) in [(500, "InternalServerError"), (503, "Shutdown")] {
+        let fault = Fault::answer(status, reason);
+        let history = tell(
+            steady(2_000, 10, 20_000).event(2_000, Event::Apple(fault)).event(22_000, Event::AppleHeals),
+        );
+        assert!(history.connections_total < 40, "{reason}: {} connections", history.connections_total);
+        let late = by_token(&history).into_values().filter(|records| at(records[0]) > 25_000);
+        assert!(late.flatten().all(|record| record.status == Some(200)));
+    }
+}
+
+#[test]
+fn a_peer_that_allows_no_stream_is_not_dialled_in_a_loop() {
+    let none = ConnectFault { when: When::default(), action: ConnectAction::Limit { streams: 0 } };
+    let history = tell(
+        steady(400, 50, 20_000)
+            .event(2_000, Event::Connect(none))
+            .event(2_000, Event::Order(Target::Everybody, Order::Limit(0)))
+            .event(22_000, Event::AppleHeals),
+    );
+    assert!(history.connections_total < 40, "{} connections", history.connections_total);
+}
+
+#[test]
+fn an_address_that_ends_each_new_connection_is_not_dialled_in_a_loop() {
+    let mut plan = steady(400, 50, 20_000);
+    for at in (2_000..22_000).step_by(100) {
+        let order = Order::GoAway(GoAway::default());
+        plan = plan.event(at, Event::Order(Target::Address(address(2).into()), order));
+    }
+    let history = tell(plan);
+    assert!(history.connections_total < 25, "{} connections", history.connections_total);
 }
