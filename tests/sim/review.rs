@@ -123,3 +123,16 @@ fn an_address_that_ends_each_new_connection_is_not_dialled_in_a_loop() {
     let history = tell(plan);
     assert!(history.connections_total < 25, "{} connections", history.connections_total);
 }
+
+#[test]
+fn connections_that_share_an_expired_token_cost_no_call() {
+    let mut plan = steady(1_000, 10, 20_000);
+    for connection in 1..=4 {
+        let expired = Fault::answer(403, "ExpiredProviderToken").connection(connection);
+        plan = plan.event(2_000, Event::Apple(expired));
+    }
+    let history = tell(plan);
+    for (token, told) in told(&history) {
+        assert_eq!(told.result, "accepted", "{token}: {}", told.error);
+    }
+}
