@@ -1,6 +1,7 @@
 //! Keeps a pool's connections: opens them one after the other, as many as the load needs, replaces those that are due
 //! before they go, and does not insist where it is turned away.
 
+use std::cmp::Reverse;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -373,10 +374,11 @@ fn mark_due(pool: &Pool, state: &mut State, now: Instant) -> Instant {
     next
 }
 
-/// Which connection goes when there are more than needed: the least used one that is not awaited by anybody.
+/// Which connection goes when there are more than needed: one in doubt, else one that has not served, else the least used.
 fn surplus(state: &State) -> Option<Arc<Connection>> {
     let counted = state.lanes.iter().filter(|lane| lane.counts());
-    counted.min_by_key(|lane| lane.open.len()).map(|lane| Arc::clone(&lane.connection))
+    let worth = |lane: &&Lane| (Reverse(lane.doubt), lane.connection.has_served(), lane.open.len());
+    counted.min_by_key(worth).map(|lane| Arc::clone(&lane.connection))
 }
 
 async fn open(pool: Arc<Pool>) -> Result<Opened, OpenError> {
