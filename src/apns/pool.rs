@@ -234,7 +234,8 @@ impl Pool {
                 return Ok(slot);
             }
             if let Some(why) = state.is_hopeless(deadline, *self.parts.connections.end()) {
-                return Err(NoSlot::Late(Some(why)));
+                drop(state);
+                return Err(self.no_slot(Some(why)));
             }
             if state.waiting_since.is_none() {
                 self.changed.notify_one();
@@ -245,13 +246,14 @@ impl Pool {
         drop(place);
         match slot {
             Ok(Ok(Ok(slot))) => Ok(slot),
-            Ok(Ok(Err(why))) => Err(NoSlot::Late(Some(why))),
-            // The circuit may have opened while it waited: that says more than a lack of streams.
-            _ => match self.circuit.trouble() {
-                Some(trouble) => Err(NoSlot::Refused(trouble)),
-                None => Err(NoSlot::Late(self.trouble())),
-            },
+            Ok(Ok(Err(why))) => Err(self.no_slot(Some(why))),
+            _ => Err(self.no_slot(self.trouble())),
         }
+    }
+
+    /// The circuit may have opened during the wait: that says more than a lack of streams.
+    fn no_slot(&self, why: Option<String>) -> NoSlot {
+        self.circuit.trouble().map_or(NoSlot::Late(why), NoSlot::Refused)
     }
 
     /// A connection was answered for the first time.
@@ -358,6 +360,11 @@ impl Pool {
                 why,
                 "Apple refuses this credential: its calls are rejected at once until a probe gets through"
             );
+            // Who waits already would be refused now. A probe comes later.
+            self.state.lock().dismiss_all(why);
+            for beside in self.quarantine.iter().cloned().chain(self.home.upgrade()) {
+                beside.state.lock().dismiss_all(why);
+            }
         }
     }
 

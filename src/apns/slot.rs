@@ -202,6 +202,15 @@ impl State {
         }
     }
 
+    /// Tells all who wait.
+    pub(super) fn dismiss_all(&mut self, why: &str) {
+        for (_, waiter) in std::mem::take(&mut self.waiters) {
+            // Gone already: as good.
+            let _ = waiter.slot.send(Err(why.to_owned()));
+        }
+        self.waiting_since = None;
+    }
+
     fn tell_closed(&self) -> String {
         let why = self.trouble.as_deref().unwrap_or("it was closed");
         format!("none is opened before the deadline, after this: {why}")

@@ -136,3 +136,17 @@ fn connections_that_share_an_expired_token_cost_no_call() {
         assert_eq!(told.result, "accepted", "{token}: {}", told.error);
     }
 }
+
+#[test]
+fn who_waits_while_the_credential_is_refused_is_told_at_once() {
+    let reason = ConnectAction::GoAway { reason: "BadCertificateEnvironment".into() };
+    let plan = Plan::quiet()
+        .event(0, Event::Connect(ConnectFault { when: When::default(), action: reason }))
+        .event(0, Event::Network(false))
+        .call(1, "early", 100, 20_000, &[1], STARTED_AT)
+        .event(1_000, Event::Network(true));
+    let history = tell(plan);
+    let told = &told(&history)[&token(1)];
+    assert_eq!((told.result.as_str(), told.attempts), ("rejected", 0), "{}", told.error);
+    assert!(told.took_ms < 4_000, "{} ms", told.took_ms);
+}
