@@ -1,6 +1,7 @@
 //! What must not make things worse: an incident that opens connections in a loop, condemns a credential that works, or
 //! holds calls for longer than it lasts.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ringcast::simulator::faults::{ConnectAction, ConnectFault, Fault, GoAway, When};
@@ -149,4 +150,61 @@ fn who_waits_while_the_credential_is_refused_is_told_at_once() {
     let told = &told(&history)[&token(1)];
     assert_eq!((told.result.as_str(), told.attempts), ("rejected", 0), "{}", told.error);
     assert!(told.took_ms < 4_000, "{} ms", told.took_ms);
+}
+
+#[test]
+fn a_failure_that_sticks_to_a_connection_is_tried_again_on_another_one() {
+    let fault = Fault::answer(500, "InternalServerError").connection(1);
+    let history = tell(steady(100, 100, 20_000).event(2_000, Event::Apple(fault)));
+    let failed = history.records.iter().filter(|record| record.status == Some(500)).count();
+    assert!(failed >= 10, "{failed} met it");
+    for (token, told) in told(&history) {
+        assert!(told.result == "accepted" && told.attempts <= 2, "{token}: {} attempts", told.attempts);
+    }
+}
+
+#[test]
+fn an_address_that_takes_no_connection_is_left_to_rest_and_the_others_have_all() {
+    let action = ConnectAction::GoAway { reason: "Shutdown".into() };
+    let when = When { address: Some(address(2).into()), ..When::default() };
+    let history = tell(steady(2_000, 5, 20_000).event(0, Event::Connect(ConnectFault { when, action })));
+    let late = history.records.iter().filter(|record| at(record) > 5_000);
+    let used: BTreeSet<_> = late.map(|record| record.connection).collect();
+    assert!(used.len() >= 4, "{used:?}");
+}
+
+#[test]
+fn a_connection_that_freezes_under_a_request_that_had_its_pong_is_found_by_the_next_ping() {
+    let plan = Plan { connections: 1, connections_max: 2, one_stream_first: false, ..Plan::quiet() }
+        .call(0, "warm", 500, 20_000, &[0], STARTED_AT)
+        .event(900, Event::Apple(Fault::latency(4_000 * MS, 4_000 * MS)))
+        .call(1, "slow", 1_000, 20_000, &[1], STARTED_AT)
+        .event(1_320, Event::Order(Target::Connection(1), Order::Freeze));
+    let history = tell(plan);
+    let records = &by_token(&history)[token(1).as_str()];
+    let again: Vec<_> = records.iter().map(|record| at(record)).collect();
+    assert!(again.len() == 2 && again[1] <= 3_400, "sent at {again:?}");
+}
+
+#[test]
+fn whoever_comes_too_late_for_a_full_queue_is_told_in_that_moment() {
+    let one = ConnectFault { when: When::default(), action: ConnectAction::Limit { streams: 1 } };
+    let mut plan = Plan { connections: 1, connections_max: 1, prefetch: 500, ..Plan::quiet() }
+        .event(0, Event::Connect(one))
+        .event(0, Event::Apple(Fault::latency(500 * MS, 500 * MS)))
+        .call(0, "first", 500, 20_000, &[0], STARTED_AT)
+        .call(1, "second", 501, 20_000, &[1], STARTED_AT);
+    for call in 2..40 {
+        plan = plan.call(call, &format!("call-{call}"), 3_000, 9_000, &[call], STARTED_AT);
+    }
+    for call in 40..50 {
+        plan = plan.call(call, &format!("late-{call}"), 3_150, 8_900, &[call], STARTED_AT);
+    }
+    let history = tell(plan);
+    let told = told(&history);
+    let at_once = (40..50).filter(|call| {
+        let told = &told[&token(*call)];
+        told.result == "expired" && told.stage == "slot" && told.took_ms < 10
+    });
+    assert!(at_once.count() >= 5);
 }
