@@ -42,8 +42,8 @@ struct Open {
     why: String,
     probe_at: Instant,
     pause: Duration,
-    /// A call was let through, and has not been answered.
-    probing: bool,
+    /// A probe went through and has no answer yet.
+    is_probed: bool,
 }
 
 impl Open {
@@ -64,7 +64,7 @@ impl Circuit {
             Some(open) if now < open.probe_at => Err(open.text()),
             Some(open) => {
                 open.probe_at = now + open.pause;
-                open.probing = true;
+                open.is_probed = true;
                 Ok(())
             }
             None => Ok(()),
@@ -86,19 +86,27 @@ impl Circuit {
         self.stirred.store(true, Ordering::Relaxed);
         inner.refusals += 1;
         if let Some(open) = &mut inner.open {
-            // What was on its way before it opened is no probe.
-            if std::mem::take(&mut open.probing) {
+            why.clone_into(&mut open.why);
+            // What was under way when it opened is no probe, and says nothing new.
+            let is_new = std::mem::take(&mut open.is_probed) || now >= open.probe_at;
+            if is_new {
                 open.pause = (open.pause * 2).min(PROBE_PAUSE_MAX);
+            }
+            if is_new || surely {
                 open.probe_at = now + open.pause;
-                why.clone_into(&mut open.why);
             }
             return false;
         }
         if !surely && inner.refusals < REFUSALS {
             return false;
         }
-        let (why, pause) = (why.to_owned(), PROBE_PAUSE);
-        inner.open = Some(Open { since: at, why, probe_at: now + pause, pause, probing: false });
+        inner.open = Some(Open {
+            since: at,
+            why: why.to_owned(),
+            probe_at: now + PROBE_PAUSE,
+            pause: PROBE_PAUSE,
+            is_probed: false,
+        });
         true
     }
 
@@ -150,6 +158,16 @@ mod tests {
         }
         assert!(circuit.refused("403 ExpiredProviderToken on a fresh connection", true, AT));
         assert!(circuit.trouble().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_that_were_under_way_when_it_opened_do_not_put_the_probe_off() {
+        let circuit = Circuit::default();
+        for _ in 0..500 {
+            circuit.refused("403 InvalidProviderToken", false, AT);
+        }
+        tokio::time::advance(PROBE_PAUSE).await;
+        assert_eq!(circuit.check(), Ok(()), "the probe");
     }
 
     #[tokio::test(start_paused = true)]

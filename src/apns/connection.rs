@@ -44,6 +44,8 @@ pub(super) struct Connection {
     probe: Mutex<SendRequest<Body>>,
     /// An answer other than a refused provider token came: more than one stream may be open.
     proven: AtomicBool,
+    /// A request was answered on it, with something else than a failure of Apple's.
+    served: AtomicBool,
     /// Answers in a row that were a failure of Apple's.
     failures: AtomicU32,
     token: Mutex<Pinned>,
@@ -51,7 +53,7 @@ pub(super) struct Connection {
     retired: OnceLock<Arc<str>>,
     /// Stops its driver, and with that every request on it.
     driver: OnceLock<AbortHandle>,
-    /// Wakes its watch when the first of its streams is given out.
+    /// Wakes its watch when a stream is given out that it does not expect.
     pub alarm: Arc<Notify>,
 }
 
@@ -76,6 +78,14 @@ pub(super) enum OpenError {
     Mint(#[from] MintError),
     #[error("not usable within {} s", .0.as_secs())]
     Slow(Duration),
+}
+
+impl OpenError {
+    /// Whether the peer says that other settings are needed.
+    pub(super) fn blames_configuration(&self) -> bool {
+        matches!(self, Self::Closed(_) | Self::Handshake(_))
+            && goaway::blames_configuration(&self.to_string())
+    }
 }
 
 /// The h2 connection, which must be driven for anything to happen on it.
@@ -103,6 +113,7 @@ pub(super) async fn shake_hands(
         probe: Mutex::new(sender.clone()),
         sender,
         proven: AtomicBool::new(false),
+        served: AtomicBool::new(false),
         failures: AtomicU32::new(0),
         token: Mutex::default(),
         retired: OnceLock::new(),
@@ -175,10 +186,18 @@ impl Connection {
     pub(super) fn prove(&self, failed: bool) -> bool {
         if failed {
             self.failures.fetch_add(1, Ordering::Relaxed);
-        } else if self.failures.load(Ordering::Relaxed) > 0 {
-            self.failures.store(0, Ordering::Relaxed);
+        } else {
+            self.served.store(true, Ordering::Relaxed);
+            if self.failures() > 0 {
+                self.failures.store(0, Ordering::Relaxed);
+            }
         }
         !self.is_proven() && !self.proven.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether it ever answered a request, with something else than a failure of Apple's.
+    pub(super) fn has_served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
     }
 
     /// Answers in a row that were a failure of Apple's.

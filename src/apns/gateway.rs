@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use h2::SendStream;
 use h2::client::ResponseFuture;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -17,6 +18,12 @@ use crate::domain::policy::PushError;
 use crate::domain::response::{Meaning, Response};
 use crate::domain::timestamp::Timestamp;
 use crate::worker::gateway::{Gateway, Push};
+
+/// From so many bytes on, h2 may hold on to a frame (its `CHAIN_THRESHOLD`).
+const HELD_BYTES: usize = 256;
+
+/// Bytes of the frame that ends a larger request.
+const END_BYTES: usize = 64;
 
 impl Gateway for Apns {
     async fn push(&self, push: &Push) -> Result<Response, PushError> {
@@ -76,13 +83,35 @@ fn write(pool: &Pool, slot: &Slot, push: &Push) -> Result<Request, PushError> {
         pool.retire(connection, End::Closed, &error.to_string());
         PushError::NotProcessed(error.to_string())
     };
-    let (answer, mut stream) = connection.sender.clone().send_request(request, false).map_err(refused)?;
-    let (body, taken) = Body::new(push.body.clone());
-    stream.send_data(body, true).map_err(refused)?;
-    Ok(Request { answer, stream, taken })
+    Request::send(connection, request, push.body.clone()).map_err(refused)
 }
 
 impl Request {
+    /// Hands head and body to h2.
+    ///
+    /// h2 copies a small frame when its turn comes, but holds on to a large one while the socket takes it bit by bit, and
+    /// then nothing stops it any more. So the end of the body goes in a small frame of its own: it was taken or it was not.
+    fn send(connection: &Connection, request: http::Request<()>, mut body: Bytes) -> Result<Self, h2::Error> {
+        let (answer, mut stream) = connection.sender.clone().send_request(request, false)?;
+        let end = if body.len() < HELD_BYTES {
+            std::mem::take(&mut body)
+        } else {
+            body.split_off(body.len() - END_BYTES)
+        };
+        if !body.is_empty() {
+            stream.send_data(Body::new(body).0, false)?;
+        }
+        let (end, taken) = Body::new(end);
+        stream.send_data(end, true)?;
+        Ok(Self { answer, stream, taken })
+    }
+
+    /// Calls back what h2 has not taken. Letting go does it: a stream that h2 has not opened yet would still send all of
+    /// its body before an explicit reset (h2 0.4.20, `Send::send_reset`).
+    fn withdraw(self) {
+        drop((self.stream, self.answer));
+    }
+
     /// Waits for the answer, at most `request_timeout` and never beyond `answer_by`.
     async fn answer(mut self, slot: Slot, push: &Push, written: Instant) -> Result<Response, PushError> {
         let pool = Arc::clone(slot.pool());
@@ -117,8 +146,8 @@ impl Request {
 
     /// Its time is up, and the connection could not take its body: what is left of it is called back, so that it cannot leave
     /// later.
-    fn call_back(mut self, slot: &Slot, push: &Push, written: Instant) -> PushError {
-        self.stream.send_reset(h2::Reason::CANCEL);
+    fn call_back(self, slot: &Slot, push: &Push, written: Instant) -> PushError {
+        self.withdraw();
         let why = "the connection took no more data";
         if Instant::now() >= push.deadline {
             return PushError::NotSent(Some(why.to_owned()));
@@ -189,4 +218,87 @@ fn reap(slot: Slot, mut request: Request, written: Instant, limit: Instant) {
             pool.parts.metrics.late_answer(pool.parts.environment.as_str(), status);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::apns::connection::{self, Observer};
+
+    const DATA: u8 = 0;
+    const RST_STREAM: u8 = 3;
+    const END_STREAM: u8 = 1;
+
+    struct Nobody;
+
+    impl Observer for Nobody {
+        fn limit_changed(&self) {}
+        fn ended(&self, _: &Connection, _: &str, _: Option<&'static str>) {}
+    }
+
+    /// A connection whose peer allows so many streams and has so much room for what it has not read.
+    async fn connect(streams: u8, room: usize) -> (Arc<Connection>, DuplexStream) {
+        let (ours, mut peer) = tokio::io::duplex(room);
+        let address = SocketAddr::from(([127, 0, 0, 1], 443));
+        let (connection, driver) = connection::shake_hands(Box::new(ours), 1, address).await.unwrap();
+        tokio::spawn(connection::drive(driver, Arc::downgrade(&connection), Nobody));
+        let settings = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, streams];
+        let acknowledged = [0, 0, 0, 4, 1, 0, 0, 0, 0];
+        peer.write_all(&[&settings[..], &acknowledged].concat()).await.unwrap();
+        peer.read_exact(&mut [0; 24]).await.unwrap();
+        sleep(Duration::from_millis(1)).await;
+        (connection, peer)
+    }
+
+    /// Kind, flags and stream of every frame that comes within a moment.
+    async fn frames(peer: &mut DuplexStream) -> Vec<(u8, u8, u8)> {
+        let mut bytes = Vec::new();
+        let reading = async { while peer.read_buf(&mut bytes).await.is_ok_and(|count| count > 0) {} };
+        // Elapsed: the connection stays open.
+        let _ = timeout(Duration::from_millis(100), reading).await;
+        let (mut frames, mut rest) = (Vec::new(), bytes.as_slice());
+        while let [_, high, low, kind, flags, _, _, _, stream, ..] = *rest {
+            frames.push((kind, flags, stream));
+            rest = &rest[9 + usize::from(high) * 256 + usize::from(low)..];
+        }
+        frames
+    }
+
+    fn send(connection: &Connection, bytes: usize) -> Request {
+        let request = http::Request::post("https://apns.test/3/device/ab01").body(()).unwrap();
+        Request::send(connection, request, vec![b'x'; bytes].into()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_body_that_the_socket_took_in_part_never_ends() {
+        let (connection, mut peer) = connect(10, 2_000).await;
+        let request = send(&connection, 4_000);
+        sleep(Duration::from_millis(1)).await;
+        assert!(!request.taken.all());
+        request.withdraw();
+        let frames = frames(&mut peer).await;
+        assert!(frames.iter().any(|(kind, _, _)| *kind == DATA), "{frames:?}");
+        assert!(frames.iter().all(|(kind, flags, _)| *kind != DATA || flags & END_STREAM == 0), "{frames:?}");
+        assert_eq!(frames.last().unwrap().0, RST_STREAM);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_whose_stream_h2_has_not_opened_never_leaves() {
+        let (connection, mut peer) = connect(1, 60_000).await;
+        let (first, second) = (send(&connection, 100), send(&connection, 100));
+        sleep(Duration::from_millis(1)).await;
+        assert!(first.taken.all() && !second.taken.all());
+        second.withdraw();
+        // 200 for the first one makes room.
+        peer.write_all(&[0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88]).await.unwrap();
+        let frames = frames(&mut peer).await;
+        assert!(frames.contains(&(DATA, END_STREAM, 1)), "{frames:?}");
+        assert!(!frames.iter().any(|(kind, _, stream)| (*kind, *stream) == (DATA, 3)), "{frames:?}");
+    }
 }

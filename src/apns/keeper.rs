@@ -1,6 +1,7 @@
 //! Keeps a pool's connections: opens them one after the other, as many as the load needs, replaces those that are due
 //! before they go, and does not insist where it is turned away.
 
+use std::cmp::Reverse;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -17,7 +18,7 @@ use super::connection::{self, Connection, Observer, OpenError};
 use super::dial::DialError;
 use super::goaway;
 use super::liveness;
-use super::pool::{End, Pool};
+use super::pool::{End, Pool, is_vain};
 use super::slot::{Doubt, Lane, State};
 use crate::pause::Pause;
 
@@ -39,6 +40,9 @@ const UNREACHED_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// The longest pause while connections open and are then refused. Apple may treat repeated opening as an attack
 /// (*Establishing a connection to APNs*).
 const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// The same while the pool has no connection, and the peer does not say that its settings are to blame: calls would expire.
+const UNSERVED_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Between two openings, with up to half more or less.
 const STAGGER: Duration = Duration::from_millis(200);
@@ -69,6 +73,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 struct Opened {
     connection: Arc<Connection>,
     ping_pong: PingPong,
+    /// How long its first PONG took.
+    way: Duration,
     driving: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -87,6 +93,9 @@ struct Keeper {
     watches: JoinSet<()>,
     unreached: Pause,
     refused: Pause,
+    /// When a new connection was last in vain, and until when that is heeded.
+    refused_at: Instant,
+    refused_until: Instant,
     /// None is opened before this.
     open_at: Instant,
     /// How many the load needs.
@@ -108,6 +117,8 @@ pub(super) async fn keep(pool: Arc<Pool>) {
         watches: JoinSet::new(),
         unreached: Pause::new(REDIAL_PAUSE, UNREACHED_PAUSE_MAX, jitter()),
         refused: Pause::new(REDIAL_PAUSE, REFUSED_PAUSE_MAX, jitter()),
+        refused_at: now,
+        refused_until: now,
         open_at: now,
         wanted: *pool.parts.connections.start(),
         grown_at: now,
@@ -149,21 +160,31 @@ impl Keeper {
         let now = Instant::now();
         let pool = Arc::clone(&self.pool);
         let mut state = pool.state.lock();
-        if let Some(why) = state.turned_away.take() {
-            self.open_at = self.open_at.max(now + self.refused.lengthen());
-            state.trouble = Some(format!("a new connection was turned away: {why}"));
-        } else if state.lanes.iter().any(|lane| lane.is_in_use() && lane.connection.is_proven()) {
-            self.refused.reset();
-        }
         self.follow_load(&mut state, now);
         let mark = mark_due(&pool, &mut state, now);
+        if let Some(why) = state.turned_away.take() {
+            self.note_refusal();
+            state.trouble = Some(format!("a new connection was turned away: {why}"));
+        } else if state.lanes.iter().any(|lane| {
+            lane.counts() && !is_vain(&lane.connection) && lane.connection.opened > self.refused_at
+        }) {
+            // A new one does better. Those that were there before say nothing.
+            self.refused.reset();
+        }
         let counted = state.lanes.iter().filter(|lane| lane.counts()).count();
         let promising = self.begun.iter().filter(|begun| now - **begun < OPEN_SOON).count();
         let missing = self.wanted.saturating_sub(counted + promising);
         let surplus = (counted > self.wanted).then(|| surplus(&state)).flatten();
         let may_open = self.begun.len() < OPENINGS_MAX;
         let idle = state.lanes.iter().all(|lane| !lane.is_in_use()) && self.begun.is_empty();
-        let closed_until = (idle && missing > 0 && now < self.open_at).then_some(self.open_at);
+        // Calls wait where there is none at all: then a refusal that no setting explains is not heeded for long.
+        let refused_until = if idle && pool.circuit.trouble().is_none() {
+            self.refused_until.min(self.refused_at + UNSERVED_PAUSE_MAX)
+        } else {
+            self.refused_until
+        };
+        let open_at = self.open_at.max(refused_until);
+        let closed_until = (idle && missing > 0 && now < open_at).then_some(open_at);
         state.closed_until = closed_until;
         let most = *pool.parts.connections.end();
         state.dismiss(most);
@@ -177,11 +198,13 @@ impl Keeper {
             next = next.min(now + GROW_AFTER);
         }
         if missing > 0 && may_open {
-            if now >= self.open_at {
+            if now < open_at {
+                next = next.min(open_at);
+            } else {
                 self.open();
                 self.open_at = now + STAGGER.mul_f64(0.5 + pool.parts.jitter.draw());
+                next = next.min(self.open_at);
             }
-            next = next.min(self.open_at);
         } else if missing > 0 || !self.begun.is_empty() {
             let slow = self.begun.iter().map(|begun| *begun + OPEN_SOON).filter(|at| *at > now).min();
             next = next.min(slow.unwrap_or(next));
@@ -220,6 +243,14 @@ impl Keeper {
         }
     }
 
+    /// A new connection was in vain: the next one waits, ever longer.
+    fn note_refusal(&mut self) -> Duration {
+        let (now, pause) = (Instant::now(), self.refused.lengthen());
+        self.refused_at = now;
+        self.refused_until = self.refused_until.max(now + pause);
+        pause
+    }
+
     fn open(&mut self) {
         self.begun.push(Instant::now());
         self.openings.spawn(open(Arc::clone(&self.pool)));
@@ -227,7 +258,7 @@ impl Keeper {
 
     fn take_in(&mut self, opened: Result<Opened, Failed>) {
         let pool = Arc::clone(&self.pool);
-        let Opened { connection, ping_pong, driving } = match opened {
+        let Opened { connection, ping_pong, way, driving } = match opened {
             Ok(opened) => opened,
             Err(failed) => return self.note_trouble(&failed),
         };
@@ -265,7 +296,7 @@ impl Keeper {
         });
         connection.driven_by(driver.clone());
         let watched = Arc::downgrade(&connection);
-        self.watches.spawn(liveness::watch(Arc::clone(&pool), watched, ping_pong, driver));
+        self.watches.spawn(liveness::watch(Arc::clone(&pool), watched, ping_pong, driver, way));
         if let Some((old, why)) = replaced {
             pool.retire(&old, End::Replaced, why);
         }
@@ -279,14 +310,17 @@ impl Keeper {
         let pause = match error {
             // The failed one rests now; the next may do, and each is tried once before the pauses begin.
             OpenError::Dial(_) | OpenError::Slow(_) if address.is_some() && another() => Duration::ZERO,
-            OpenError::Dial(_) | OpenError::Slow(_) => self.unreached.lengthen(),
-            OpenError::Handshake(_) | OpenError::Closed(_) | OpenError::Mint(_) => self.refused.lengthen(),
+            OpenError::Dial(_) | OpenError::Slow(_) => {
+                let pause = self.unreached.lengthen();
+                self.open_at = self.open_at.max(Instant::now() + pause);
+                pause
+            }
+            OpenError::Handshake(_) | OpenError::Closed(_) | OpenError::Mint(_) => self.note_refusal(),
         };
-        self.open_at = self.open_at.max(Instant::now() + pause);
         let (environment, again_in_s) = (self.pool.environment(), pause.as_secs_f64());
         let known = self.pool.state.lock().trouble.replace(trouble.clone());
-        if goaway::blames_configuration(&trouble) {
-            self.pool.refuse_credential(&format!("it closes each new connection: {trouble}"), true);
+        if error.blames_configuration() {
+            self.pool.refuse_new_connection(&trouble);
         }
         if known.as_ref() == Some(&trouble) {
             tracing::debug!(
@@ -343,14 +377,18 @@ fn mark_due(pool: &Pool, state: &mut State, now: Instant) -> Instant {
             None
         };
         next = next.min(lane.aged_at.max(now));
+        if let Some(why) = lane.due.filter(|_| is_vain(&lane.connection)) {
+            state.turned_away.get_or_insert_with(|| why.to_owned());
+        }
     }
     next
 }
 
-/// Which connection goes when there are more than needed: the least used one that is not awaited by anybody.
+/// Which connection goes when there are more than needed: one in doubt, else one that has not served, else the least used.
 fn surplus(state: &State) -> Option<Arc<Connection>> {
     let counted = state.lanes.iter().filter(|lane| lane.counts());
-    counted.min_by_key(|lane| lane.open.len()).map(|lane| Arc::clone(&lane.connection))
+    let worth = |lane: &&Lane| (Reverse(lane.doubt), lane.connection.has_served(), lane.open.len());
+    counted.min_by_key(worth).map(|lane| Arc::clone(&lane.connection))
 }
 
 async fn open(pool: Arc<Pool>) -> Result<Opened, Failed> {
@@ -360,7 +398,7 @@ async fn open(pool: Arc<Pool>) -> Result<Opened, Failed> {
     let opened = timeout(OPEN_WAIT, open_on(&pool, &mut dialled)).await;
     let opened = opened.unwrap_or(Err(OpenError::Slow(OPEN_WAIT)));
     if let (Err(error), Some(address)) = (&opened, dialled.address)
-        && !goaway::blames_configuration(&error.to_string())
+        && (!error.blames_configuration() || pool.is_serving())
     {
         pool.parts.addresses.failed(address);
     }
@@ -392,6 +430,7 @@ async fn open_on(pool: &Arc<Pool>, dialled: &mut Dialled<'_>) -> Result<Opened, 
     let mut driving: Pin<Box<dyn Future<Output = ()> + Send>> =
         Box::pin(connection::drive(driver, Arc::downgrade(&connection), observer));
     let closed = || connection.retired().cloned().map(OpenError::Closed);
+    let asked = Instant::now();
     // Biased: an end of its own says more than a PING that failed of it.
     let proven = tokio::select! {
         biased;
@@ -401,7 +440,7 @@ async fn open_on(pool: &Arc<Pool>, dialled: &mut Dialled<'_>) -> Result<Opened, 
     proven?;
     match closed() {
         Some(error) => Err(error),
-        None => Ok(Opened { connection, ping_pong, driving }),
+        None => Ok(Opened { connection, ping_pong, way: asked.elapsed(), driving }),
     }
 }
 

@@ -16,9 +16,11 @@ use super::pool::{End, Pool, REAP_WAIT};
 /// A request that is unanswered for so long looks late.
 const LATE: Duration = Duration::from_millis(300);
 
-/// A PONG that is out for so long, and for twice what it took lately, raises doubt: the replacement is dialled.
+/// A PONG that is out for so long, and for half as long again as the last one, raises doubt: the replacement is dialled.
 const DOUBTFUL: Duration = Duration::from_millis(300);
-const DOUBTFUL_MAX: Duration = Duration::from_millis(900);
+
+/// However long the way is, this raises doubt.
+const DOUBTFUL_MAX: Duration = Duration::from_millis(700);
 
 /// How long a PONG may take; with [`LATE`] it bounds what a dead connection costs a call.
 const PONG_WAIT: Duration = Duration::from_secs(1);
@@ -34,18 +36,18 @@ const IDLE: Duration = Duration::from_secs(15);
 /// as long as the system tries to write to it.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Watches one connection until it has ended. It keeps no hold on it.
+/// Watches one connection until it has ended. It keeps no hold on it. `way`: how long its first PONG took.
 pub(super) async fn watch(
     pool: Arc<Pool>,
     connection: Weak<Connection>,
     mut ping_pong: PingPong,
     driver: AbortHandle,
+    mut way: Duration,
 ) {
     let Some(alarm) = connection.upgrade().map(|connection| Arc::clone(&connection.alarm)) else { return };
     let mut heard = Instant::now();
     let mut covered = 0;
     let mut retired_at = None;
-    let mut round_trip = Duration::ZERO;
     loop {
         let looked = connection.upgrade().map(|connection| {
             if connection.retired().is_some() && retired_at.is_none() {
@@ -76,7 +78,7 @@ pub(super) async fn watch(
         let sent = Instant::now();
         let ping = ping_pong.ping(Ping::opaque());
         tokio::pin!(ping);
-        let doubtful = DOUBTFUL.max(2 * round_trip).min(DOUBTFUL_MAX);
+        let doubtful = way.mul_f64(1.5).clamp(DOUBTFUL, DOUBTFUL_MAX);
         let mut pong = timeout(doubtful, &mut ping).await;
         if pong.is_err() {
             if let Some(connection) = connection.upgrade() {
@@ -88,8 +90,7 @@ pub(super) async fn watch(
             Ok(Ok(_)) => {
                 heard = Instant::now();
                 covered = look.newest;
-                // The slowest lately, forgotten little by little.
-                round_trip = (heard - sent).max(round_trip * 7 / 8);
+                way = heard - sent;
                 if let Some(connection) = connection.upgrade() {
                     pool.hear(&connection);
                 }

@@ -5,8 +5,8 @@
 //! refuse, `quarantine` keeps suspect tokens apart.
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -38,7 +38,7 @@ pub(super) const REAP_WAIT: Duration = Duration::from_secs(30);
 /// A connection that owes an answer this long, while others answer, is asked last.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// A connection that the peer ends within this, before it has carried anything, was turned away.
+/// A connection that ends or must be replaced within this, before it has served, was turned away.
 const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a pool is made of.
@@ -73,6 +73,8 @@ pub(super) struct Pool {
     suspects: Suspects,
     /// Where the pushes to suspect tokens go; a pool of that kind has none itself.
     quarantine: Option<Arc<Pool>>,
+    /// Of a pool of that kind, the one that it belongs to.
+    home: Weak<Pool>,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -134,15 +136,22 @@ pub(super) struct Look {
     pub prove: bool,
 }
 
+/// Whether a connection is young and has not served: another one will hardly do better at once.
+pub(super) fn is_vain(connection: &Connection) -> bool {
+    !connection.has_served() && connection.opened.elapsed() < TURNED_AWAY_WITHIN
+}
+
 impl Pool {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         let circuit = Arc::<Circuit>::default();
         let lane = Parts { connections: 0..=1, ..parts.clone() };
-        let quarantine = Arc::new(Self::with(lane, Arc::clone(&circuit), None));
-        Arc::new(Self::with(parts, circuit, Some(quarantine)))
+        Arc::new_cyclic(|home| {
+            let quarantine = Self::with(lane, Arc::clone(&circuit), None, Weak::clone(home));
+            Self::with(parts, circuit, Some(Arc::new(quarantine)), Weak::new())
+        })
     }
 
-    fn with(parts: Parts, circuit: Arc<Circuit>, quarantine: Option<Arc<Self>>) -> Self {
+    fn with(parts: Parts, circuit: Arc<Circuit>, quarantine: Option<Arc<Self>>, home: Weak<Self>) -> Self {
         Self {
             parts,
             state: Mutex::default(),
@@ -151,6 +160,7 @@ impl Pool {
             circuit,
             suspects: Suspects::default(),
             quarantine,
+            home,
             keeper: Mutex::default(),
         }
     }
@@ -232,6 +242,7 @@ impl Pool {
                 return Ok(slot);
             }
             if let Some(why) = state.is_hopeless(deadline, *self.parts.connections.end()) {
+                drop(state);
                 return Err(self.tell_late(Some(why)));
             }
             if state.waiting_since.is_none() {
@@ -273,8 +284,7 @@ impl Pool {
         if !connection.retire(&why) {
             return;
         }
-        let turned_away =
-            end.turns_away() && !connection.is_proven() && connection.opened.elapsed() < TURNED_AWAY_WITHIN;
+        let turned_away = end.turns_away() && is_vain(connection);
         let admitted = {
             let mut state = self.state.lock();
             let place = state.lanes.iter().position(|lane| lane.connection.id == connection.id);
@@ -288,11 +298,12 @@ impl Pool {
             }
             place.is_some()
         };
-        if end.blames_address() {
+        let for_settings = end == End::GoAway && goaway::blames_configuration(&why);
+        if end.blames_address() || turned_away && (!for_settings || self.is_serving()) {
             self.parts.addresses.failed(connection.address);
         }
-        if turned_away && end == End::GoAway && goaway::blames_configuration(&why) {
-            self.refuse_credential(&format!("it closes each new connection: {why}"), true);
+        if turned_away && for_settings {
+            self.refuse_new_connection(&why);
         }
         if admitted {
             let environment = self.environment();
@@ -335,8 +346,24 @@ impl Pool {
         }
     }
 
-    /// Apple refused the credential; `surely`: it cannot be this connection's history.
-    pub(super) fn refuse_credential(&self, why: &str, surely: bool) {
+    /// Whether a connection in use has served: what a fresh one says of the credential is then the fresh one's own trouble.
+    pub(super) fn is_serving(&self) -> bool {
+        let serves = |pool: &Self| {
+            pool.state.lock().lanes.iter().any(|lane| lane.is_in_use() && lane.connection.has_served())
+        };
+        serves(self) || self.home.upgrade().is_some_and(|home| serves(&home))
+    }
+
+    /// A new connection was closed with a word about the settings.
+    pub(super) fn refuse_new_connection(&self, why: &str) {
+        if !self.is_serving() {
+            self.refuse_credential(&format!("it closes each new connection: {why}"), true);
+        }
+    }
+
+    /// Apple refused the credential; `fresh`: on a connection that it has no history on.
+    pub(super) fn refuse_credential(&self, why: &str, fresh: bool) {
+        let surely = fresh && !self.is_serving();
         let at = Timestamp::from_unix_ms(self.parts.clock.unix_ms());
         if self.circuit.refused(why, surely, at) {
             tracing::error!(
@@ -344,10 +371,12 @@ impl Pool {
                 why,
                 "Apple refuses this credential: its calls are rejected at once until a probe gets through"
             );
-        }
-        if let Some(trouble) = self.circuit.trouble() {
-            // Whoever waits would meet the same, one by one.
+            // Whoever waits would meet the same, one by one. A probe comes later.
+            let trouble = self.circuit.trouble().unwrap_or_default();
             self.state.lock().refuse_all(&trouble);
+            for beside in self.quarantine.iter().cloned().chain(self.home.upgrade()) {
+                beside.state.lock().refuse_all(&trouble);
+            }
         }
     }
 
@@ -371,7 +400,6 @@ impl Pool {
             .filter_map(|lane| lane.answered)
             .max();
         let lane = state.lane(connection.id)?;
-        lane.asleep = lane.open.is_empty();
         let oldest = lane.oldest();
         if let Some(given) = oldest
             && lane.doubt == Doubt::None
@@ -382,6 +410,8 @@ impl Pool {
             lane.doubt = Doubt::Slow;
         }
         let oldest_behind = lane.open.range(behind + 1..).next().map(|(_, given)| *given);
+        // Without one behind it may sleep past the time at which the next would look late.
+        lane.asleep = oldest_behind.is_none();
         let prove = std::mem::take(&mut lane.prove);
         Some(Look { newest, oldest, oldest_behind, prove })
     }

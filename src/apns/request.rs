@@ -27,8 +27,8 @@ pub(super) struct Template {
     topics: Vec<HeaderValue>,
 }
 
-/// A request's body, which tells when h2 has taken all of it. What was not taken yet can still be called back; and a request
-/// whose body was not taken cannot have been processed.
+/// A part of a request's body, which tells when h2 has taken all of it. What was not taken yet can still be called back,
+/// where the part is small; and a request whose last part was not taken cannot have been processed.
 #[derive(Debug)]
 pub(super) struct Body {
     left: Bytes,

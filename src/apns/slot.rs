@@ -79,7 +79,7 @@ pub(super) struct Lane {
     pub requests_left: u64,
     /// From here on it is due.
     pub aged_at: Instant,
-    /// Its watch sleeps until a stream is given out.
+    /// Its watch wants to be woken by the next stream that is given out.
     pub asleep: bool,
 }
 

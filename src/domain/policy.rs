@@ -20,8 +20,9 @@ const UNPROCESSED_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// An attempt that may have rung is worth repeating only while at least this much is left.
 const AMBIGUOUS_REMAINING_MIN: Duration = Duration::from_secs(1);
 
-/// How often a refused provider token is answered by another try on a fresh connection.
-const PROVIDER_TOKEN_REPEATS_MAX: u32 = 1;
+/// How often a refused provider token is answered by another try. Each refusal costs its connection, and one on a fresh
+/// connection stops the calls: so many only where several connections still hold the same old token.
+const PROVIDER_TOKEN_REPEATS_MAX: u32 = 8;
 
 /// Why a push has no answer. Each variant is exactly what the policy must know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -225,7 +226,8 @@ impl Policy {
                 if progress.provider_tokens > PROVIDER_TOKEN_REPEATS_MAX {
                     return Step::Finish(progress.unless_rung(Verdict::Rejected(Action::FixConfig)));
                 }
-                retry(progress, Class::Unprocessed, Duration::ZERO, remaining)
+                let pause = unprocessed_pause(progress.provider_tokens, jitter);
+                retry(progress, Class::Unprocessed, pause, remaining)
             }
             Err(PushError::CredentialRefused(_)) => {
                 Step::Finish(progress.unless_rung(Verdict::Rejected(Action::FixConfig)))
@@ -321,7 +323,11 @@ mod tests {
                 vec![Unprocessed; 3],
             ),
             (vec![expired_token(), ok()], Verdict::Accepted, vec![Unprocessed]),
-            (vec![expired_token(), expired_token()], Verdict::Rejected(Action::FixConfig), vec![Unprocessed]),
+            (
+                vec![expired_token(); 1 + PROVIDER_TOKEN_REPEATS_MAX as usize],
+                Verdict::Rejected(Action::FixConfig),
+                vec![Unprocessed; PROVIDER_TOKEN_REPEATS_MAX as usize],
+            ),
             (vec![Err(PushError::NotSent(None))], Verdict::Expired(Stage::Slot), vec![]),
             (
                 vec![unprocessed(), Err(PushError::NotSent(None))],

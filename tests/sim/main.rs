@@ -15,6 +15,7 @@ mod day;
 mod named;
 mod network;
 mod plan;
+mod review;
 mod rotation;
 mod stalled;
 mod world;

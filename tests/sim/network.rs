@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ringcast::apns::dial::{BoxedIo, DialError, Dialer, Dialling};
 use ringcast::simulator::Simulator;
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 /// Bytes in flight on one pipe.
 const PIPE_BYTES: usize = 64 * 1024;
@@ -20,6 +23,8 @@ pub struct Pipes {
     pub network: Arc<AtomicBool>,
     /// How many addresses Apple has.
     pub addresses: u8,
+    /// How long bytes are on their way, in each direction.
+    pub way: Duration,
 }
 
 /// Apple's address of that number, from 1.
@@ -44,13 +49,44 @@ impl Dialer for Pipes {
 
     fn connect(&self, address: SocketAddr) -> Dialling<BoxedIo> {
         let reached = self.reach().map(|()| {
-            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+            let (ours, mut theirs) = tokio::io::duplex(PIPE_BYTES);
+            if !self.way.is_zero() {
+                let (far, end) = tokio::io::duplex(PIPE_BYTES);
+                let (from_us, to_us) = tokio::io::split(std::mem::replace(&mut theirs, end));
+                let (from_them, to_them) = tokio::io::split(far);
+                tokio::spawn(carry(from_us, to_them, self.way));
+                tokio::spawn(carry(from_them, to_us, self.way));
+            }
             let simulator = self.simulator.clone();
             tokio::spawn(async move { simulator.serve_at(theirs, address).await });
             Box::new(Plug { pipe: ours, power: Arc::clone(&self.power) }) as BoxedIo
         });
         Box::pin(std::future::ready(reached))
     }
+}
+
+/// Carries bytes one way, each that much later.
+async fn carry(mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>, way: Duration) {
+    let (departed, mut arriving) = mpsc::channel::<(Instant, Vec<u8>)>(1_000);
+    let arrive = async move {
+        while let Some((at, bytes)) = arriving.recv().await {
+            sleep_until(at).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+        // The other side may be gone already.
+        let _ = to.shutdown().await;
+    };
+    let depart = async move {
+        let mut bytes = vec![0; 16 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut bytes).await {
+            if departed.send((Instant::now() + way, bytes[..count].to_vec())).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(arrive, depart);
 }
 
 /// A pipe with a plug to pull.

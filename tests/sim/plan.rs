@@ -86,6 +86,8 @@ pub struct Plan {
     pub connections_max: usize,
     /// How many addresses Apple has.
     pub addresses: u8,
+    /// How long bytes are on their way to Apple, and back.
+    pub way: Duration,
     pub one_stream_first: bool,
     pub one_stream_after_rejection: bool,
     /// GOAWAY after that many bad device tokens on a connection.
@@ -108,6 +110,7 @@ impl Plan {
             connections: 2,
             connections_max: 4,
             addresses: 4,
+            way: Duration::ZERO,
             one_stream_first: true,
             one_stream_after_rejection: false,
             bad_device_tokens_max: None,
@@ -213,6 +216,7 @@ pub fn plan(seed: u64, started_at: i64) -> Plan {
         prefetch: 1 + usize::try_from(dice.pick(16)).unwrap_or(1),
         connections,
         connections_max: connections + usize::try_from(dice.pick(4)).unwrap_or(1),
+        way: Duration::ZERO,
         addresses: 1 + u8::try_from(dice.pick(4)).unwrap_or(1),
         one_stream_first: dice.chance(0.5),
         one_stream_after_rejection: dice.chance(0.3),

@@ -18,19 +18,19 @@ use crate::world::{History, REQUEST_TIMEOUT, STARTED_AT};
 const MS: Duration = Duration::from_millis(1);
 
 /// What an outcome says of a call's one device.
-struct Told {
-    result: String,
-    attempts: u64,
+pub struct Told {
+    pub result: String,
+    pub attempts: u64,
     /// From the first attempt's start to the answer.
-    latency_ms: u64,
-    stage: String,
-    error: String,
+    pub latency_ms: u64,
+    pub stage: String,
+    pub error: String,
     /// From when it was taken to its outcome.
-    took_ms: i64,
+    pub took_ms: i64,
 }
 
 /// By token: what became of each call. Every call here has one device, and no token has two calls.
-fn told(history: &History) -> BTreeMap<String, Told> {
+pub fn told(history: &History) -> BTreeMap<String, Told> {
     let mut all = BTreeMap::new();
     for happening in &history.happenings {
         let Happening::Stored { publication, .. } = happening else { continue };
@@ -58,7 +58,7 @@ fn told(history: &History) -> BTreeMap<String, Told> {
 }
 
 /// Four connections to four addresses, warm, and a steady stream of calls: one each `every` ms from 1 s on.
-fn steady(calls: u64, every: u64, ring_for: i64) -> Plan {
+pub fn steady(calls: u64, every: u64, ring_for: i64) -> Plan {
     let quiet = Plan {
         connections: 4,
         connections_max: 6,
@@ -87,12 +87,12 @@ fn steady(calls: u64, every: u64, ring_for: i64) -> Plan {
 }
 
 /// How many connections were made.
-fn connections(history: &History) -> usize {
+pub fn connections(history: &History) -> usize {
     history.records.iter().map(|record| record.connection).collect::<BTreeSet<_>>().len()
 }
 
 /// Requests of a history by token.
-fn by_token(history: &History) -> BTreeMap<&str, Vec<&Record>> {
+pub fn by_token(history: &History) -> BTreeMap<&str, Vec<&Record>> {
     let mut all: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
     for record in &history.records {
         all.entry(&record.token).or_default().push(record);
@@ -101,7 +101,7 @@ fn by_token(history: &History) -> BTreeMap<&str, Vec<&Record>> {
 }
 
 /// Milliseconds since the start.
-fn at(record: &Record) -> u64 {
+pub fn at(record: &Record) -> u64 {
     record.at_ms - u64::try_from(STARTED_AT).expect("after 1970")
 }
 

@@ -365,6 +365,7 @@ impl World {
             power: Arc::clone(power),
             network: Arc::clone(&self.network),
             addresses: self.plan.addresses,
+            way: self.plan.way,
         })
     }
 }
