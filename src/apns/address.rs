@@ -19,7 +19,7 @@ const REST_MAX: Duration = Duration::from_mins(3);
 /// Addresses remembered at most; Apple's names were seen to have eight.
 const REMEMBERED_MAX: usize = 256;
 
-/// What is remembered of an endpoint's addresses, shared by the pools that dial it.
+/// What a pool remembers of its endpoint's addresses.
 #[derive(Debug, Default)]
 pub(super) struct Addresses(Mutex<Memory>);
 

@@ -1,6 +1,7 @@
 //! One attempt: a stream from the pool, the request on it, and its answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::SendStream;
@@ -15,12 +16,16 @@ use super::request::{Body, Taken};
 use super::response;
 use super::slot::{NoSlot, Slot};
 use crate::domain::policy::PushError;
-use crate::domain::response::{Meaning, Response};
+use crate::domain::response::{Meaning, Reason, Response};
 use crate::domain::timestamp::Timestamp;
 use crate::worker::gateway::{Gateway, Push};
 
-/// From so many bytes on, h2 may hold on to a frame (its `CHAIN_THRESHOLD`).
-const HELD_BYTES: usize = 256;
+/// From so many bytes on, h2 may hold on to a frame (its `CHAIN_THRESHOLD_WITHOUT_VECTORED_IO`: what `dial` opens is not
+/// written vectored).
+const HELD_BYTES: usize = 1024;
+
+/// A fresh connection whose first request is given up after this is replaced: the others wait for its only stream.
+const FIRST_ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 /// Bytes of the frame that ends a larger request.
 const END_BYTES: usize = 64;
@@ -128,9 +133,9 @@ impl Request {
             Ok(Err(error)) => return Err(self.classify(&error, &slot.connection)),
             Err(_) => {
                 let waited = written.elapsed();
-                if !slot.connection.is_proven() {
-                    // Its only stream is taken by a request that may never be answered.
-                    pool.retire(&slot.connection, End::Unanswered, "its first request was not answered");
+                if !slot.connection.is_proven() && waited >= FIRST_ANSWER_WAIT {
+                    // Its only stream is taken by a request that may never be answered. Its address is not to blame yet.
+                    pool.retire(&slot.connection, End::Replaced, "its first request was not answered");
                 }
                 reap(slot, self, written, limit);
                 return Err(PushError::Unknown(format!("no answer within {} ms", waited.as_millis())));
@@ -181,7 +186,8 @@ fn heed(pool: &Pool, slot: &Slot, response: &Response) -> Result<(), PushError> 
         if response.status == 503 && response.reason_label() == "Shutdown" {
             pool.retire(connection, End::GoAway, "Apple says Shutdown");
         }
-        if response.status != 403 {
+        // Neither says anything of the credential.
+        if response.status != 403 && response.status < 500 {
             pool.trust_credential();
         }
         return Ok(());
@@ -194,10 +200,11 @@ fn heed(pool: &Pool, slot: &Slot, response: &Response) -> Result<(), PushError> 
     pool.retire(connection, End::ProviderToken, &word);
     if fresh {
         let now = Timestamp::from_unix_ms(pool.parts.clock.unix_ms());
-        pool.refuse_credential(
-            &format!("{word} on a fresh connection too; is the clock of this machine right? It says {now}"),
-            true,
-        );
+        let hint = match response.reason {
+            Some(Reason::UnrelatedKeyIdInToken) => String::new(),
+            _ => format!("; is the clock of this machine right? It says {now}"),
+        };
+        pool.refuse_credential(&format!("{word} on a fresh connection too{hint}"), true);
     }
     Err(PushError::ProviderToken(response.clone()))
 }
@@ -223,7 +230,6 @@ fn reap(slot: Slot, mut request: Request, written: Instant, limit: Instant) {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::time::Duration;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::time::sleep;

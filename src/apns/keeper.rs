@@ -2,28 +2,20 @@
 //! before they go, and does not insist where it is turned away.
 
 use std::cmp::Reverse;
-use std::future::Future;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use h2::PingPong;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connection::{self, Connection, Observer, OpenError};
-use super::dial::DialError;
+use super::connection::{Connection, OpenError};
 use super::goaway;
 use super::liveness;
+use super::opening::{Failed, Opened, open};
 use super::pool::{End, Pool, is_vain};
 use super::slot::{Doubt, Lane, State};
 use crate::pause::Pause;
-
-/// From the dial to the first PONG.
-const OPEN_WAIT: Duration = Duration::from_secs(5);
 
 /// An opening that takes longer is not counted on: another address may do better meanwhile.
 const OPEN_SOON: Duration = Duration::from_secs(1);
@@ -69,26 +61,11 @@ const FAILURES: u32 = 10;
 /// How long open streams may take to finish when the pool closes.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
-/// A connection that is proven alive, with what drives it.
-struct Opened {
-    connection: Arc<Connection>,
-    ping_pong: PingPong,
-    /// How long its first PONG took.
-    way: Duration,
-    driving: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-/// An opening that failed, and on which address if it got so far.
-struct Failed {
-    error: OpenError,
-    address: Option<SocketAddr>,
-}
-
 struct Keeper {
     pool: Arc<Pool>,
     openings: JoinSet<Result<Opened, Failed>>,
     /// When each of them began, oldest first.
-    begun: Vec<Instant>,
+    begun: Vec<(Id, Instant)>,
     drivers: JoinSet<()>,
     watches: JoinSet<()>,
     unreached: Pause,
@@ -132,13 +109,7 @@ pub(super) async fn keep(pool: Arc<Pool>) {
         tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
-            Some(opened) = keeper.openings.join_next() => {
-                keeper.begun.remove(0);
-                // A panic in it is a bug that the log has; the next opening is as good.
-                if let Ok(opened) = opened {
-                    keeper.take_in(opened);
-                }
-            }
+            Some(ended) = keeper.openings.join_next_with_id() => keeper.end_opening(ended),
             () = pool.changed.notified() => {}
             () = sleep_until(next) => {}
         }
@@ -172,7 +143,7 @@ impl Keeper {
             self.refused.reset();
         }
         let counted = state.lanes.iter().filter(|lane| lane.counts()).count();
-        let promising = self.begun.iter().filter(|begun| now - **begun < OPEN_SOON).count();
+        let promising = self.begun.iter().filter(|(_, begun)| now - *begun < OPEN_SOON).count();
         let missing = self.wanted.saturating_sub(counted + promising);
         let surplus = (counted > self.wanted).then(|| surplus(&state)).flatten();
         let may_open = self.begun.len() < OPENINGS_MAX;
@@ -206,7 +177,7 @@ impl Keeper {
                 next = next.min(self.open_at);
             }
         } else if missing > 0 || !self.begun.is_empty() {
-            let slow = self.begun.iter().map(|begun| *begun + OPEN_SOON).filter(|at| *at > now).min();
+            let slow = self.begun.iter().map(|(_, begun)| *begun + OPEN_SOON).filter(|at| *at > now).min();
             next = next.min(slow.unwrap_or(next));
         }
         next.max(now + Duration::from_millis(1))
@@ -252,8 +223,17 @@ impl Keeper {
     }
 
     fn open(&mut self) {
-        self.begun.push(Instant::now());
-        self.openings.spawn(open(Arc::clone(&self.pool)));
+        let opening = self.openings.spawn(open(Arc::clone(&self.pool)));
+        self.begun.push((opening.id(), Instant::now()));
+    }
+
+    fn end_opening(&mut self, ended: Result<(Id, Result<Opened, Failed>), JoinError>) {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        self.begun.retain(|(other, _)| *other != id);
+        // A panic in it is a bug that the log has; the next opening is as good.
+        if let Ok((_, opened)) = ended {
+            self.take_in(opened);
+        }
     }
 
     fn take_in(&mut self, opened: Result<Opened, Failed>) {
@@ -389,100 +369,6 @@ fn surplus(state: &State) -> Option<Arc<Connection>> {
     let counted = state.lanes.iter().filter(|lane| lane.counts());
     let worth = |lane: &&Lane| (Reverse(lane.doubt), lane.connection.has_served(), lane.open.len());
     counted.min_by_key(worth).map(|lane| Arc::clone(&lane.connection))
-}
-
-async fn open(pool: Arc<Pool>) -> Result<Opened, Failed> {
-    let environment = pool.environment();
-    let metrics = Arc::clone(&pool.parts.metrics);
-    let mut dialled = Dialled::new(&pool);
-    let opened = timeout(OPEN_WAIT, open_on(&pool, &mut dialled)).await;
-    let opened = opened.unwrap_or(Err(OpenError::Slow(OPEN_WAIT)));
-    if let (Err(error), Some(address)) = (&opened, dialled.address)
-        && (!error.blames_configuration() || pool.is_serving())
-    {
-        pool.parts.addresses.failed(address);
-    }
-    let address = dialled.address;
-    drop(dialled);
-    metrics.apns_dial(environment, if opened.is_ok() { "connected" } else { "failed" });
-    opened.map_err(|error| Failed { error, address })
-}
-
-async fn open_on(pool: &Arc<Pool>, dialled: &mut Dialled<'_>) -> Result<Opened, OpenError> {
-    let parts = &pool.parts;
-    // A key that cannot sign needs no connection.
-    parts.mint.as_ref().map(|mint| mint.current()).transpose()?;
-    let found = parts.dial.resolve().await?;
-    let address = {
-        let mut state = pool.state.lock();
-        let address = parts.addresses.choose(&found, &state.addresses_in_use());
-        state.found = found;
-        state.dialling.extend(address);
-        address
-    };
-    dialled.address = address;
-    let address = address.ok_or_else(|| DialError::Network("the name has no address".to_owned()))?;
-    let io = parts.dial.connect(address).await?;
-    let id = parts.ids.fetch_add(1, Ordering::Relaxed) + 1;
-    let (connection, mut driver) = connection::shake_hands(io, id, address).await?;
-    let mut ping_pong = driver.ping_pong().expect("taken once, here");
-    let observer = Reporter(Arc::clone(pool));
-    let mut driving: Pin<Box<dyn Future<Output = ()> + Send>> =
-        Box::pin(connection::drive(driver, Arc::downgrade(&connection), observer));
-    let closed = || connection.retired().cloned().map(OpenError::Closed);
-    let asked = Instant::now();
-    // Biased: an end of its own says more than a PING that failed of it.
-    let proven = tokio::select! {
-        biased;
-        () = &mut driving => Err(closed().unwrap_or_else(|| OpenError::Closed("the peer closed it".into()))),
-        proven = connection::prove_alive(&mut ping_pong) => proven.map_err(|error| closed().unwrap_or(OpenError::Handshake(error))),
-    };
-    proven?;
-    match closed() {
-        Some(error) => Err(error),
-        None => Ok(Opened { connection, ping_pong, way: asked.elapsed(), driving }),
-    }
-}
-
-/// A dial that is under way, and its address once that is chosen.
-struct Dialled<'a> {
-    pool: &'a Pool,
-    address: Option<SocketAddr>,
-}
-
-impl<'a> Dialled<'a> {
-    fn new(pool: &'a Pool) -> Self {
-        pool.parts.metrics.apns_connections(pool.environment(), "dialing", 1);
-        Self { pool, address: None }
-    }
-}
-
-impl Drop for Dialled<'_> {
-    fn drop(&mut self) {
-        self.pool.parts.metrics.apns_connections(self.pool.environment(), "dialing", -1);
-        let Some(address) = self.address else { return };
-        let mut state = self.pool.state.lock();
-        if let Some(place) = state.dialling.iter().position(|other| *other == address) {
-            state.dialling.remove(place);
-        }
-    }
-}
-
-/// Tells the pool what happens on a connection.
-struct Reporter(Arc<Pool>);
-
-impl Observer for Reporter {
-    fn limit_changed(&self) {
-        self.0.limit_changed();
-    }
-
-    fn ended(&self, connection: &Connection, why: &str, goaway: Option<&'static str>) {
-        if let Some(reason) = goaway {
-            self.0.parts.metrics.apns_goaway(reason);
-        }
-        let end = if goaway.is_some() { End::GoAway } else { End::Closed };
-        self.0.retire(connection, end, why);
-    }
 }
 
 /// Counts a connection out when its driver ends.

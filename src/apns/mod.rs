@@ -9,6 +9,7 @@ mod gateway;
 mod goaway;
 mod keeper;
 mod liveness;
+mod opening;
 mod pool;
 mod pools;
 pub mod provider_token;

@@ -207,7 +207,7 @@ impl Pool {
     }
 
     /// Where the pushes to a token go: here, or, after Apple rejected it lately, to the connection kept apart.
-    pub(super) fn lane_of(self: &Arc<Self>, token: &DeviceToken) -> Arc<Self> {
+    pub(super) fn for_token(self: &Arc<Self>, token: &DeviceToken) -> Arc<Self> {
         match &self.quarantine {
             Some(quarantine) if self.suspects.hold(token) => Arc::clone(quarantine),
             _ => Arc::clone(self),
@@ -270,7 +270,9 @@ impl Pool {
     /// A connection was answered for the first time.
     pub(super) fn proved(self: &Arc<Self>, connection: &Connection) {
         self.parts.addresses.works(connection.address);
-        self.state.lock().grant(self);
+        let mut state = self.state.lock();
+        state.proved_at.get_or_insert_with(Instant::now);
+        state.grant(self);
     }
 
     /// The peer allows another number of streams.

@@ -176,7 +176,7 @@ impl Apns {
         loop {
             let table = self.table();
             let home = Arc::clone(&table.entry(push.app.index, push.environment).pool);
-            let pool = home.lane_of(&push.token);
+            let pool = home.for_token(&push.token);
             let ask = Ask { avoid: push.trail.last(), lost: push.trail.lost() };
             pool.start();
             if let Some(slot) = pool.take(ask)? {

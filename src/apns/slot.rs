@@ -23,6 +23,9 @@ const STREAMS_MAX: usize = 1000;
 /// Behind so many others, a place in the queue is compared with what the pool can do.
 const QUEUE_LOOKED_AT: usize = 8;
 
+/// How long after its first answer a pool has shown what it can do.
+const PACE_SHOWN_AFTER: Duration = Duration::from_secs(2);
+
 /// Why there is no stream.
 #[derive(Debug)]
 pub(super) enum NoSlot {
@@ -57,6 +60,8 @@ pub(super) struct State {
     pub fastest: [Option<Duration>; 2],
     /// The highest limit that a connection ever had.
     limit_seen: usize,
+    /// When the first answer came.
+    pub proved_at: Option<Instant>,
     /// Why a new connection was ended by the peer before it carried anything, until the keeper has seen it.
     pub turned_away: Option<String>,
 }
@@ -228,8 +233,10 @@ impl State {
         format!("none is opened before the deadline, after this: {why}")
     }
 
-    /// What the pool can do at best, where enough wait for this to matter.
+    /// What the pool can do at best, where enough wait for this to matter, and it could show it: the first answers come one
+    /// by one.
     fn pace(&self, connections_max: usize) -> Option<Pace> {
+        self.proved_at.filter(|at| at.elapsed() >= PACE_SHOWN_AFTER)?;
         let at_once = connections_max * self.limit_seen.max(1);
         let fastest = self.fastest.into_iter().flatten().min()?;
         (self.waiters.len() >= QUEUE_LOOKED_AT.max(at_once)).then_some(Pace { at_once, fastest })

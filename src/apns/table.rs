@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::Settings;
-use super::address::Addresses;
 use super::credential::{Credential, CredentialName};
 use super::pool::{Parts, Pool};
 use super::pools::SetupError;
@@ -80,7 +79,6 @@ pub(super) struct Maker {
     clock: Clock,
     jitter: Jitter,
     templates: [Arc<Template>; 2],
-    addresses: [Arc<Addresses>; 2],
     ids: Arc<AtomicU64>,
     turns: Arc<AtomicU64>,
 }
@@ -106,7 +104,6 @@ impl Maker {
             clock: clock.clone(),
             jitter: jitter.clone(),
             templates: [production?, sandbox?],
-            addresses: Environment::ALL.map(|_| Arc::default()),
             ids: Arc::default(),
             turns: Arc::default(),
         })
@@ -128,7 +125,8 @@ impl Maker {
             connections: self.connections.clone(),
             request_timeout: self.request_timeout,
             dial: (self.dials)(environment, credential)?,
-            addresses: Arc::clone(&self.addresses[environment.index()]),
+            // Its own: what one credential is refused must not keep the others from an address.
+            addresses: Arc::default(),
             mint,
             template: Arc::clone(&self.templates[environment.index()]),
             clock: self.clock.clone(),

@@ -12,10 +12,10 @@
 mod broker;
 mod checks;
 mod day;
+mod incident;
 mod named;
 mod network;
 mod plan;
-mod review;
 mod rotation;
 mod stalled;
 mod world;
