@@ -46,14 +46,15 @@ pub(super) async fn watch(
 ) {
     let Some(alarm) = connection.upgrade().map(|connection| Arc::clone(&connection.alarm)) else { return };
     let mut heard = Instant::now();
-    let mut covered = 0;
+    // The newest stream that a PING has spoken for.
+    let mut probed = 0;
     let mut retired_at = None;
     loop {
         let looked = connection.upgrade().map(|connection| {
             if connection.retired().is_some() && retired_at.is_none() {
                 retired_at = Some(Instant::now());
             }
-            pool.look(&connection, covered)
+            pool.look(&connection, probed)
         });
         let Some(Some(look)) = looked else { break };
         if retired_at.is_some_and(|at| at.elapsed() > pool.parts.request_timeout + REAP_WAIT) {
@@ -61,7 +62,7 @@ pub(super) async fn watch(
         }
         let at = [
             look.prove.then_some(heard),
-            look.oldest_behind.map(|given| given + LATE),
+            look.oldest_unprobed.map(|given| given + LATE),
             look.oldest.map(|given| (given + LATE).max(heard + AGAIN)),
             Some(heard + IDLE),
         ];
@@ -89,7 +90,7 @@ pub(super) async fn watch(
         match pong {
             Ok(Ok(_)) => {
                 heard = Instant::now();
-                covered = look.newest;
+                probed = look.newest;
                 way = heard - sent;
                 if let Some(connection) = connection.upgrade() {
                     pool.hear(&connection);

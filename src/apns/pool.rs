@@ -130,8 +130,8 @@ pub(super) struct Look {
     pub newest: u64,
     /// When its oldest open stream was given out.
     pub oldest: Option<Instant>,
-    /// The same of the oldest one behind a number.
-    pub oldest_behind: Option<Instant>,
+    /// The same of the oldest one that no PING has spoken for.
+    pub oldest_unprobed: Option<Instant>,
     /// Somebody waits for a sign of life.
     pub prove: bool,
 }
@@ -389,9 +389,9 @@ impl Pool {
         }
     }
 
-    /// What the watch of a connection needs to see; streams up to `behind` are known to it. `None`: the connection is out
+    /// What the watch of a connection needs to see; PINGs have spoken for streams up to `probed`. `None`: the connection is out
     /// of use and has no open stream.
-    pub(super) fn look(&self, connection: &Connection, behind: u64) -> Option<Look> {
+    pub(super) fn look(&self, connection: &Connection, probed: u64) -> Option<Look> {
         let now = Instant::now();
         let mut state = self.state.lock();
         let newest = state.newest();
@@ -411,11 +411,11 @@ impl Pool {
         {
             lane.doubt = Doubt::Slow;
         }
-        let oldest_behind = lane.open.range(behind + 1..).next().map(|(_, given)| *given);
-        // Without one behind it may sleep past the time at which the next would look late.
-        lane.asleep = oldest_behind.is_none();
+        let oldest_unprobed = lane.open.range(probed + 1..).next().map(|(_, given)| *given);
+        // Without one it may sleep past the time at which the next would look late.
+        lane.asleep = oldest_unprobed.is_none();
         let prove = std::mem::take(&mut lane.prove);
-        Some(Look { newest, oldest, oldest_behind, prove })
+        Some(Look { newest, oldest, oldest_unprobed, prove })
     }
 
     /// A PING has its PONG.

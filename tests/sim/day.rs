@@ -73,7 +73,7 @@ async fn live(workers: u64) -> Simulator {
 /// So many calls at once wait for a stream where each connection has two, and nobody calls afterwards for a while.
 async fn ebb_and_flow() -> Vec<usize> {
     let two = ConnectFault { when: When::default(), action: ConnectAction::Limit { streams: 2 } };
-    let plan = Plan { connections: 2, connections_max: 6, one_stream_first: false, ..Plan::quiet() };
+    let plan = Plan::wide(2, 6);
     let (world, clock) = World::alone(plan);
     world.simulator.faults().add_connect(two);
     let slow = Duration::from_millis(400);

@@ -18,18 +18,12 @@ const MS: Duration = Duration::from_millis(1);
 #[test]
 fn a_connection_that_freezes_beside_an_old_request_costs_new_calls_no_more() {
     // The slow one had its PONG at 1.3 s, and would get the next PING at 2.3 s.
-    let plan = Plan {
-        connections: 1,
-        connections_max: 2,
-        one_stream_first: false,
-        max_streams: 1_000,
-        ..Plan::quiet()
-    }
-    .call(0, "warm", 500, 20_000, &[0], STARTED_AT)
-    .event(900, Event::Apple(Fault::latency(4_000 * MS, 4_000 * MS).token(&token(1))))
-    .call(1, "slow", 1_000, 2_500, &[1], STARTED_AT)
-    .event(1_320, Event::Order(Target::Connection(1), Order::Freeze))
-    .call(2, "held", 1_330, 20_000, &[2], STARTED_AT);
+    let plan = Plan::wide(1, 2)
+        .call(0, "warm", 500, 20_000, &[0], STARTED_AT)
+        .event(900, Event::Apple(Fault::latency(4_000 * MS, 4_000 * MS).token(&token(1))))
+        .call(1, "slow", 1_000, 2_500, &[1], STARTED_AT)
+        .event(1_320, Event::Order(Target::Connection(1), Order::Freeze))
+        .call(2, "held", 1_330, 20_000, &[2], STARTED_AT);
     let history = tell(plan);
     let told = &told(&history)[&token(2)];
     assert_eq!((told.result.as_str(), told.attempts), ("accepted", 2));
@@ -175,7 +169,7 @@ fn an_address_that_takes_no_connection_is_left_to_rest_and_the_others_have_all()
 
 #[test]
 fn a_connection_that_freezes_under_a_request_that_had_its_pong_is_found_by_the_next_ping() {
-    let plan = Plan { connections: 1, connections_max: 2, one_stream_first: false, ..Plan::quiet() }
+    let plan = Plan::wide(1, 2)
         .call(0, "warm", 500, 20_000, &[0], STARTED_AT)
         .event(900, Event::Apple(Fault::latency(4_000 * MS, 4_000 * MS)))
         .call(1, "slow", 1_000, 20_000, &[1], STARTED_AT)

@@ -121,6 +121,18 @@ impl Plan {
         }
     }
 
+    /// The same with so many connections, on which many streams may be open from the start.
+    pub fn wide(connections: usize, connections_max: usize) -> Self {
+        Self {
+            connections,
+            connections_max,
+            prefetch: 2_000,
+            one_stream_first: false,
+            max_streams: 1_000,
+            ..Self::quiet()
+        }
+    }
+
     /// Publishes a call `at` milliseconds that rings for `ring_for` milliseconds on these devices. `copy` tells messages of
     /// one call apart.
     pub fn call(

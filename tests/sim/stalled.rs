@@ -59,14 +59,7 @@ pub fn told(history: &History) -> BTreeMap<String, Told> {
 
 /// Four connections to four addresses, warm, and a steady stream of calls: one each `every` ms from 1 s on.
 pub fn steady(calls: u64, every: u64, ring_for: i64) -> Plan {
-    let quiet = Plan {
-        connections: 4,
-        connections_max: 6,
-        prefetch: 2_000,
-        one_stream_first: false,
-        max_streams: 1_000,
-        ..Plan::quiet()
-    };
+    let quiet = Plan::wide(4, 6);
     let latency = Fault::latency(20 * MS, 60 * MS);
     let mut plan = quiet.event(0, Event::Apple(latency));
     // One call on each warms it.
@@ -204,17 +197,10 @@ fn a_goaway_under_500_streams_loses_nothing_and_repeats_only_what_was_left_out()
         then: Ending::Drain,
         ..GoAway::default()
     };
-    let mut plan = Plan {
-        connections: 1,
-        connections_max: 1,
-        prefetch: 2_000,
-        one_stream_first: false,
-        max_streams: 1_000,
-        ..Plan::quiet()
-    }
-    .call(0, "warm", 500, 20_000, &[0], STARTED_AT)
-    .event(900, Event::Apple(Fault::latency(3_000 * MS, 3_000 * MS)))
-    .event(2_000, Event::Order(Target::Everybody, Order::GoAway(go_away)));
+    let mut plan = Plan::wide(1, 1)
+        .call(0, "warm", 500, 20_000, &[0], STARTED_AT)
+        .event(900, Event::Apple(Fault::latency(3_000 * MS, 3_000 * MS)))
+        .event(2_000, Event::Order(Target::Everybody, Order::GoAway(go_away)));
     for call in 1..=500 {
         plan = plan.call(call, &format!("call-{call}"), 1_000, 20_000, &[call], STARTED_AT);
     }
@@ -340,15 +326,7 @@ fn a_body_that_could_not_leave_in_time_never_leaves() {
         when: When::default(),
         action: ConnectAction::SlowWindow { after: late, stream_window: None },
     };
-    let mut plan = Plan {
-        connections: 1,
-        connections_max: 1,
-        prefetch: 500,
-        one_stream_first: false,
-        max_streams: 1_000,
-        ..Plan::quiet()
-    }
-    .event(0, Event::Connect(slow));
+    let mut plan = Plan::wide(1, 1).event(0, Event::Connect(slow));
     for call in 0..60 {
         plan = plan.large_call(call, 500, 2_000, 4_096, STARTED_AT);
     }
