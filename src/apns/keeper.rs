@@ -202,6 +202,7 @@ impl Keeper {
         let peak = std::mem::replace(&mut state.peak, used);
         state.fastest = [None, state.fastest[0]];
         let allowed: usize = state.lanes.iter().map(Lane::limit).sum();
+        // A single call on each of some fresh connections, which allow one stream, is no load.
         if peak * 10 > allowed * 7 && self.wanted < most && in_use >= self.wanted && peak > self.wanted {
             (self.wanted, self.quiet_looks) = (self.wanted + 1, 0);
             return;
@@ -341,23 +342,28 @@ fn mark_due(pool: &Pool, state: &mut State, now: Instant) -> Instant {
         if lane.due.is_some() {
             continue;
         }
-        lane.due = if now >= lane.aged_at {
+        let useless = if lane.connection.failures() >= FAILURES {
+            Some("Apple's failures stick to it")
+        } else if lane.connection.sender.current_max_send_streams() == 0 {
+            Some("it allows no stream")
+        } else {
+            None
+        };
+        lane.due = if useless.is_some() {
+            useless
+        } else if now >= lane.aged_at {
             Some("its age")
         } else if lane.requests_left == 0 {
             Some("its number of requests")
         } else if lane.connection.is_worn(pool.parts.mint.as_deref()) {
             Some("its provider token")
-        } else if lane.connection.failures() >= FAILURES {
-            Some("Apple's failures stick to it")
-        } else if lane.connection.sender.current_max_send_streams() == 0 {
-            Some("it allows no stream")
         } else if doubled && could_spread {
             Some("another address is unused")
         } else {
             None
         };
         next = next.min(lane.aged_at.max(now));
-        if let Some(why) = lane.due.filter(|_| is_vain(&lane.connection)) {
+        if let Some(why) = useless.filter(|_| is_vain(&lane.connection)) {
             state.turned_away.get_or_insert_with(|| why.to_owned());
         }
     }
