@@ -134,7 +134,9 @@ impl Reload {
 
     /// Takes over what may change in a running worker.
     async fn accept(&mut self, config: Config, trust: &Trust) {
-        self.refused = None;
+        if self.refused.take().is_some() {
+            tracing::info!("the configuration has no mistakes any more");
+        }
         let roots_changed = self.trust.replace(trust);
         if roots_changed {
             tracing::info!("the trust roots for APNs changed; new connections use them");

@@ -238,6 +238,7 @@ async fn a_mistake_changes_nothing_and_is_over_when_it_is_mended() {
     let log = worker.log();
     assert!(log.contains("worker.attempts_max") && log.contains("take effect at the next start"), "{log}");
     assert!(log.contains("a new credential is in use"), "{log}");
+    assert_eq!(log.matches("the configuration has no mistakes any more").count(), 1, "{log}");
     // Once the old pool has drained, its connections are neither open nor counted.
     let drained = |_, text: &str| {
         let state = |state: &str, count: u32| {
