@@ -143,7 +143,8 @@ impl Reload {
         }
         let credentials = self.credentials_of_known_apps(&config);
         let changed = credentials != self.credentials;
-        let waiting = self.started.differences(&config);
+        let mut waiting = self.started.differences(&config);
+        waiting.extend(self.credentials_that_wait(&config));
         if !waiting.is_empty() && waiting != self.waiting {
             tracing::info!(
                 settings = waiting.join(", "),
@@ -172,14 +173,24 @@ impl Reload {
         }
     }
 
-    /// The credentials by the worker's own indices. An app that is gone keeps what it has, a new one waits for a start.
+    /// The credentials by the worker's own indices. An app that is gone keeps what it has, and so does one that got another
+    /// bundle id: its pushes go on under the old one, which the new credential need not be for. A new one waits for a start.
     fn credentials_of_known_apps(&self, config: &Config) -> Vec<[Credential; 2]> {
-        let find = |app: &Arc<App>| config.apps.iter().find(|other| other.name == app.name);
-        let credentials = |app: &Arc<App>| match find(app) {
+        let credentials = |app: &Arc<App>| match find(config, app).filter(|other| is_same(app, other)) {
             Some(other) => config.apns.credentials[other.index].clone(),
             None => self.credentials[app.index].clone(),
         };
         self.started.apps.iter().map(credentials).collect()
+    }
+
+    /// The tables of new credentials that wait for a start, with the new bundle ids of their apps.
+    fn credentials_that_wait(&self, config: &Config) -> Vec<String> {
+        let waits = |app: &&Arc<App>| {
+            find(config, app).is_some_and(|other| {
+                !is_same(app, other) && config.apns.credentials[other.index] != self.credentials[app.index]
+            })
+        };
+        self.started.apps.iter().filter(waits).map(|app| format!("apps.{}.auth", app.name)).collect()
     }
 
     fn refuse(&mut self, mistakes: String) {
@@ -192,6 +203,16 @@ impl Reload {
             self.refused = Some(mistakes);
         }
     }
+}
+
+/// The app of that name.
+fn find<'a>(config: &'a Config, app: &App) -> Option<&'a Arc<App>> {
+    config.apps.iter().find(|other| other.name == app.name)
+}
+
+/// Whether it is still the same app to Apple.
+fn is_same(app: &App, other: &App) -> bool {
+    app.bundle_id == other.bundle_id
 }
 
 /// Reads everything again, on a thread where it may take its time. `None`: the process ends.

@@ -252,6 +252,31 @@ async fn a_mistake_changes_nothing_and_is_over_when_it_is_mended() {
 }
 
 #[tokio::test]
+async fn an_app_whose_topic_changes_keeps_its_key_until_a_start() {
+    let (place, apple) = (Place::new("rotation-topic"), Apple::start().await);
+    let (mount, ports) = (Mount::new(&place), Config::bare());
+    let config = |key_id| configuration(&apple, &mount, key_id, &ports);
+    let ca = ("ca.pem", apple.ca.as_str());
+    mount.swap("1", &[ca, ("ringcast.toml", &config(OLD)), ("AuthKey_KEY1234567.p8", &apple.keys[0])]);
+    let mut pipe = start_pipe(&place, &mount.path("ringcast.toml"));
+    let sent = ring_until(&mut pipe, 0, || apple.records().len() > 20).await;
+
+    // The new key may be another team's, which knows nothing of the old topic.
+    let moved = config(NEW).replace("com.acme.voice", "com.acme.talk");
+    mount.swap("2", &[ca, ("ringcast.toml", &moved), ("AuthKey_KEY7654321.p8", &apple.keys[1])]);
+    let told = pipe.says("what waits", READY_WITHIN, |log| {
+        let line = log.lines().find(|line| line.contains("take effect at the next start"))?;
+        Some(line.contains("apps.acme.bundle_id") && line.contains("apps.acme.auth"))
+    });
+    assert!(told.await, "{}", pipe.last_words());
+    let before = apple.records().len();
+    ring_until(&mut pipe, sent, || apple.records().len() > before + 50).await;
+    pipe.close_stdin();
+    assert_eq!(pipe.ended(GRACE).await.code(), Some(0), "{}", pipe.last_words());
+    assert!(apple.records().iter().all(|record| signer(record) == OLD), "{}", pipe.last_words());
+}
+
+#[tokio::test]
 async fn new_trust_roots_are_for_new_connections() {
     let (place, mut apple) = (Place::new("roots"), Apple::start().await);
     let (mount, ports) = (Mount::new(&place), Config::bare());
