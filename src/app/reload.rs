@@ -24,14 +24,12 @@ use crate::metrics::Metrics;
 const REMIND_EVERY: Duration = Duration::from_hours(24);
 
 /// A task that ends when this goes.
-pub(super) struct Task(Option<AbortHandle>);
+pub(super) struct Task(AbortHandle);
 
 impl Task {
     /// Ends it now.
     pub(super) fn stop(&self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
+        self.0.abort();
     }
 }
 
@@ -41,10 +39,16 @@ impl Drop for Task {
     }
 }
 
-/// Looks at the files every `apns.reload_interval`, for as long as the task is kept.
+/// Looks at the files every `apns.reload_interval`, and tells of certificates, for as long as the task is kept.
 pub(super) fn start(config: &Config, trust: &Trust, apns: &Apns, metrics: &Arc<Metrics>) -> Task {
-    if config.reload_interval.is_zero() {
-        return Task(None);
+    let can_be_read_again = config.can_be_read_again();
+    if !can_be_read_again {
+        tracing::info!(
+            "the configuration, or a file that it names, is read once, from a pipe: changes wait for a start"
+        );
+    }
+    if config.reload_interval.is_zero() || !can_be_read_again {
+        return Task(tokio::spawn(remind(config.certificates.clone())).abort_handle());
     }
     let reload = Reload {
         started: config.clone(),
@@ -57,7 +61,15 @@ pub(super) fn start(config: &Config, trust: &Trust, apns: &Apns, metrics: &Arc<M
         waiting: Vec::new(),
         taking: JoinSet::new(),
     };
-    Task(Some(tokio::spawn(reload.run()).abort_handle()))
+    Task(tokio::spawn(reload.run()).abort_handle())
+}
+
+/// Tells of certificates alone.
+async fn remind(certificates: Vec<AppCertificate>) {
+    loop {
+        sleep(REMIND_EVERY).await;
+        tell_concerns(&certificates);
+    }
 }
 
 /// Says what is wrong with certificates, if anything is: one tenant's does not keep the others from ringing.
