@@ -135,13 +135,30 @@ impl Reload {
             if look(&self.current).await != stamps {
                 continue;
             }
-            match read {
+            match read.and_then(|read| self.check(&read.0).map(|()| read)) {
                 Ok((config, trust)) => self.accept(config, &trust).await,
                 Err(mistakes) => self.refuse(mistakes),
             }
             // Where other files are looked at from now on, the next look differs, and all is read once more.
             judged = Some(stamps);
         }
+    }
+
+    /// Refuses new certificates that APNs would refuse. A start takes them, for the sake of the other apps; here there is one
+    /// in use that may do better.
+    fn check(&self, config: &Config) -> Result<(), String> {
+        let now = Clock::system().unix_ms();
+        let is_new = |one: &&AppCertificate| {
+            let credential = Credential::Certificate(one.certificate.clone());
+            let runs = self.started.apps.iter().find(|app| app.name == one.app);
+            runs.is_some_and(|app| !self.credentials[app.index].contains(&credential))
+        };
+        let mistake = |one: &AppCertificate| match one.concern(now) {
+            Some(Concern::Mistake(what)) => Some(format!("{}: {what}", one.place)),
+            _ => None,
+        };
+        let mistakes: Vec<String> = config.certificates.iter().filter(is_new).filter_map(mistake).collect();
+        if mistakes.is_empty() { Ok(()) } else { Err(mistakes.join("\n")) }
     }
 
     /// Takes over what may change in a running worker.

@@ -277,6 +277,37 @@ async fn an_app_whose_topic_changes_keeps_its_key_until_a_start() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_apns_would_refuse_does_not_take_a_good_ones_place() {
+    let (place, apple) = (Place::new("rotation-certificate"), Apple::start().await);
+    let (mount, ports) = (Mount::new(&place), Config::bare());
+    let (authority, days) = (Authority::new(), time::Duration::DAY);
+    let issue =
+        |begin, end| authority.issue("com.talk.voice", now() + days * begin, now() + days * end).pem();
+    let file = format!("{}/voip.pem", mount.0.display());
+    let config = configuration(&apple, &mount, OLD, &ports)
+        + "[apps.talk]\nbundle_id = \"com.talk.voice\"\n"
+        + &format!("[apps.talk.auth]\ncert_file = \"{file}\"\nkey_file = \"{file}\"\n");
+    let key = ("AuthKey_KEY1234567.p8", apple.keys[0].as_str());
+    let ca = ("ca.pem", apple.ca.as_str());
+    let swap = |version: &str, certificate: &str| {
+        mount.swap(version, &[ca, key, ("ringcast.toml", &config), ("voip.pem", certificate)]);
+    };
+    swap("1", &issue(-100, 100));
+    let mut pipe = start_pipe(&place, &mount.path("ringcast.toml"));
+    pipe.says("that it has started", READY_WITHIN, |log| log.find("connected to APNs")).await;
+    for (version, begin, end, wrong) in [("2", -9, -1, "expired on"), ("3", 1, 365, "is not valid before")] {
+        swap(version, &issue(begin, end));
+        let is_refusal = |line: &str| line.contains("has mistakes") && line.contains(wrong);
+        pipe.says("what is wrong", READY_WITHIN, |log| log.lines().position(is_refusal)).await;
+    }
+    assert!(!pipe.stderr().contains("a new credential is in use"), "{}", pipe.last_words());
+    swap("4", &issue(-1, 365));
+    pipe.says("that it is renewed", READY_WITHIN, |log| log.find("a new credential is in use")).await;
+    pipe.close_stdin();
+    assert_eq!(pipe.ended(GRACE).await.code(), Some(0), "{}", pipe.last_words());
+}
+
+#[tokio::test]
 async fn new_trust_roots_are_for_new_connections() {
     let (place, mut apple) = (Place::new("roots"), Apple::start().await);
     let (mount, ports) = (Mount::new(&place), Config::bare());
