@@ -76,8 +76,12 @@ pub(super) enum OpenError {
     Closed(Arc<str>),
     #[error(transparent)]
     Mint(#[from] MintError),
-    #[error("not usable within {} s", .0.as_secs())]
-    Slow(Duration),
+    #[error("{} not usable within {} s", tell_address(.0.as_ref()), .1.as_secs())]
+    Slow(Option<SocketAddr>, Duration),
+}
+
+fn tell_address(address: Option<&SocketAddr>) -> String {
+    address.map_or_else(|| "no address was found, and so".to_owned(), |address| format!("{address} was"))
 }
 
 impl OpenError {

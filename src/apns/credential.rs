@@ -66,6 +66,9 @@ pub enum CertificateError {
     /// The key is another certificate's.
     #[error("the key does not belong to the certificate")]
     Mismatch,
+    /// The key is a certificate's that stands further down; the place counts from 1.
+    #[error("the key belongs to certificate {0}, and its own must come first")]
+    Order(usize),
 }
 
 /// What tells credentials apart. APNs binds a connection to it, so each has pools of its own.
@@ -177,7 +180,15 @@ impl ClientCertificate {
         let identity = CertifiedKey::new(chain, key);
         match identity.keys_match() {
             Ok(()) => {}
-            Err(rustls::Error::InconsistentKeys(_)) => return Err(CertificateError::Mismatch),
+            Err(rustls::Error::InconsistentKeys(_)) => {
+                let belongs = |one: &CertificateDer<'static>| {
+                    CertifiedKey::new(vec![one.clone()], Arc::clone(&identity.key)).keys_match().is_ok()
+                };
+                let place = identity.cert.iter().position(belongs);
+                return Err(
+                    place.map_or(CertificateError::Mismatch, |place| CertificateError::Order(place + 1))
+                );
+            }
             Err(error) => return Err(CertificateError::Unreadable(error.to_string())),
         }
         let seconds = |time: x509_cert::time::Time| {
@@ -299,6 +310,9 @@ mod tests {
         let ((leaf, _), (_, other)) = (certificate(None), certificate(None));
         let refused = ClientCertificate::new(vec![leaf], other.clone_key()).unwrap_err();
         assert!(matches!(refused, CertificateError::Mismatch), "{refused}");
+        let ((own, key), (authority, _)) = (certificate(None), certificate(None));
+        let refused = ClientCertificate::new(vec![authority, own], key).unwrap_err();
+        assert!(matches!(refused, CertificateError::Order(2)), "{refused}");
         let refused = ClientCertificate::new(Vec::new(), other.clone_key()).unwrap_err();
         assert!(matches!(refused, CertificateError::Empty), "{refused}");
         let refused = ClientCertificate::new(vec![CertificateDer::from(vec![0])], other).unwrap_err();

@@ -15,6 +15,7 @@ use super::liveness;
 use super::opening::{Failed, Opened, open};
 use super::pool::{End, Pool, is_vain};
 use super::slot::{Doubt, Lane, State};
+use super::trouble::Troubles;
 use crate::pause::Pause;
 
 /// An opening that takes longer is not counted on: another address may do better meanwhile.
@@ -70,6 +71,7 @@ struct Keeper {
     watches: JoinSet<()>,
     unreached: Pause,
     refused: Pause,
+    told: Troubles,
     /// When a new connection was last in vain, and until when that is heeded.
     refused_at: Instant,
     refused_until: Instant,
@@ -94,6 +96,7 @@ pub(super) async fn keep(pool: Arc<Pool>) {
         watches: JoinSet::new(),
         unreached: Pause::new(REDIAL_PAUSE, UNREACHED_PAUSE_MAX, jitter()),
         refused: Pause::new(REDIAL_PAUSE, REFUSED_PAUSE_MAX, jitter()),
+        told: Troubles::default(),
         refused_at: now,
         refused_until: now,
         open_at: now,
@@ -258,6 +261,7 @@ impl Keeper {
             drop(state);
             return self.note_trouble(&Failed { error: OpenError::Closed(why), address: None });
         }
+        self.told.forget();
         state.trouble = None;
         state.closed_until = None;
         let replaced = state.lanes.iter().find(|lane| lane.is_in_use() && lane.due.is_some());
@@ -290,8 +294,8 @@ impl Keeper {
         let another = || pool.parts.addresses.has_rested(&pool.state.lock().found);
         let pause = match error {
             // The failed one rests now; the next may do, and each is tried once before the pauses begin.
-            OpenError::Dial(_) | OpenError::Slow(_) if address.is_some() && another() => Duration::ZERO,
-            OpenError::Dial(_) | OpenError::Slow(_) => {
+            OpenError::Dial(_) | OpenError::Slow(..) if address.is_some() && another() => Duration::ZERO,
+            OpenError::Dial(_) | OpenError::Slow(..) => {
                 let pause = self.unreached.lengthen();
                 self.open_at = self.open_at.max(Instant::now() + pause);
                 pause
@@ -299,23 +303,23 @@ impl Keeper {
             OpenError::Handshake(_) | OpenError::Closed(_) | OpenError::Mint(_) => self.note_refusal(),
         };
         let (environment, again_in_s) = (self.pool.environment(), pause.as_secs_f64());
-        let known = self.pool.state.lock().trouble.replace(trouble.clone());
+        self.pool.state.lock().trouble = Some(trouble.clone());
         if error.blames_configuration() {
             self.pool.refuse_new_connection(&trouble);
         }
-        if known.as_ref() == Some(&trouble) {
-            tracing::debug!(
-                apns.environment = environment,
-                again_in_s,
-                error = trouble,
-                "no connection to APNs"
-            );
-        } else {
+        if self.told.is_news(&trouble) {
             tracing::warn!(
                 apns.environment = environment,
                 again_in_s,
                 error = trouble,
                 "no connection to APNs; trying again until there is one"
+            );
+        } else {
+            tracing::debug!(
+                apns.environment = environment,
+                again_in_s,
+                error = trouble,
+                "no connection to APNs"
             );
         }
     }

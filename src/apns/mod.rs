@@ -21,6 +21,7 @@ mod rotation;
 mod slot;
 mod table;
 pub mod tls;
+mod trouble;
 
 use std::fmt;
 use std::ops::RangeInclusive;

@@ -38,7 +38,7 @@ pub(super) async fn open(pool: Arc<Pool>) -> Result<Opened, Failed> {
     let metrics = Arc::clone(&pool.parts.metrics);
     let mut dialled = Dialled::new(&pool);
     let opened = timeout(OPEN_WAIT, open_on(&pool, &mut dialled)).await;
-    let opened = opened.unwrap_or(Err(OpenError::Slow(OPEN_WAIT)));
+    let opened = opened.unwrap_or(Err(OpenError::Slow(dialled.address, OPEN_WAIT)));
     if let (Err(error), Some(address)) = (&opened, dialled.address)
         && (!error.blames_configuration() || pool.is_serving())
     {

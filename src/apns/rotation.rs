@@ -48,7 +48,7 @@ impl Apns {
             let is_due =
                 |change: &Change| change.entry.pool.is_usable() || !change.replaces(&table).pool.is_usable();
             let (due, waiting) = changes.into_iter().partition(is_due);
-            self.take_over(due);
+            self.take_over(due, &waiting);
             changes = waiting;
             if changes.is_empty() {
                 return Ok(());
@@ -101,8 +101,9 @@ impl Apns {
         Ok(changes)
     }
 
-    /// From now on these apps push over their new pools; the old ones close, where no app uses them any more.
-    fn take_over(&self, changes: Vec<Change>) {
+    /// From now on these apps push over their new pools; the old ones close, where no app uses them any more and none waits
+    /// for them.
+    fn take_over(&self, changes: Vec<Change>, waiting: &[Change]) {
         if changes.is_empty() {
             return;
         }
@@ -121,13 +122,15 @@ impl Apns {
             *slot = change.entry;
         }
         let after = Table::new(entries);
-        self.0.warming.lock().retain(|entry| find(after.distinct(), &entry.name).is_none());
-        let left: Vec<Entry> = before
-            .distinct()
-            .iter()
-            .filter(|entry| find(after.distinct(), &entry.name).is_none())
-            .cloned()
-            .collect();
+        let is_unused = |entry: &Entry| find(after.distinct(), &entry.name).is_none();
+        let is_awaited = |entry: &Entry| waiting.iter().any(|change| change.entry.name == entry.name);
+        let (awaited, left): (Vec<Entry>, Vec<Entry>) =
+            before.distinct().iter().filter(|entry| is_unused(entry)).cloned().partition(is_awaited);
+        {
+            let mut warming = self.0.warming.lock();
+            warming.retain(is_unused);
+            warming.extend(awaited);
+        }
         self.swap(after);
         for entry in left {
             self.dismiss(entry);

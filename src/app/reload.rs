@@ -24,14 +24,12 @@ use crate::metrics::Metrics;
 const REMIND_EVERY: Duration = Duration::from_hours(24);
 
 /// A task that ends when this goes.
-pub(super) struct Task(Option<AbortHandle>);
+pub(super) struct Task(AbortHandle);
 
 impl Task {
     /// Ends it now.
     pub(super) fn stop(&self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
+        self.0.abort();
     }
 }
 
@@ -41,10 +39,16 @@ impl Drop for Task {
     }
 }
 
-/// Looks at the files every `apns.reload_interval`, for as long as the task is kept.
+/// Looks at the files every `apns.reload_interval`, and tells of certificates, for as long as the task is kept.
 pub(super) fn start(config: &Config, trust: &Trust, apns: &Apns, metrics: &Arc<Metrics>) -> Task {
-    if config.reload_interval.is_zero() {
-        return Task(None);
+    let can_be_read_again = config.can_be_read_again();
+    if !can_be_read_again {
+        tracing::info!(
+            "the configuration, or a file that it names, is read once, from a pipe: changes wait for a start"
+        );
+    }
+    if config.reload_interval.is_zero() || !can_be_read_again {
+        return Task(tokio::spawn(remind(config.certificates.clone())).abort_handle());
     }
     let reload = Reload {
         started: config.clone(),
@@ -57,7 +61,15 @@ pub(super) fn start(config: &Config, trust: &Trust, apns: &Apns, metrics: &Arc<M
         waiting: Vec::new(),
         taking: JoinSet::new(),
     };
-    Task(Some(tokio::spawn(reload.run()).abort_handle()))
+    Task(tokio::spawn(reload.run()).abort_handle())
+}
+
+/// Tells of certificates alone.
+async fn remind(certificates: Vec<AppCertificate>) {
+    loop {
+        sleep(REMIND_EVERY).await;
+        tell_concerns(&certificates);
+    }
 }
 
 /// Says what is wrong with certificates, if anything is: one tenant's does not keep the others from ringing.
@@ -123,7 +135,7 @@ impl Reload {
             if look(&self.current).await != stamps {
                 continue;
             }
-            match read {
+            match read.and_then(|read| self.check(&read.0).map(|()| read)) {
                 Ok((config, trust)) => self.accept(config, &trust).await,
                 Err(mistakes) => self.refuse(mistakes),
             }
@@ -132,16 +144,36 @@ impl Reload {
         }
     }
 
+    /// Refuses new certificates that APNs would refuse. A start takes them, for the sake of the other apps; here there is one
+    /// in use that may do better.
+    fn check(&self, config: &Config) -> Result<(), String> {
+        let now = Clock::system().unix_ms();
+        let is_new = |one: &&AppCertificate| {
+            let credential = Credential::Certificate(one.certificate.clone());
+            let runs = self.started.apps.iter().find(|app| app.name == one.app);
+            runs.is_some_and(|app| !self.credentials[app.index].contains(&credential))
+        };
+        let mistake = |one: &AppCertificate| match one.concern(now) {
+            Some(Concern::Mistake(what)) => Some(format!("{}: {what}", one.place)),
+            _ => None,
+        };
+        let mistakes: Vec<String> = config.certificates.iter().filter(is_new).filter_map(mistake).collect();
+        if mistakes.is_empty() { Ok(()) } else { Err(mistakes.join("\n")) }
+    }
+
     /// Takes over what may change in a running worker.
     async fn accept(&mut self, config: Config, trust: &Trust) {
-        self.refused = None;
+        if self.refused.take().is_some() {
+            tracing::info!("the configuration has no mistakes any more");
+        }
         let roots_changed = self.trust.replace(trust);
         if roots_changed {
             tracing::info!("the trust roots for APNs changed; new connections use them");
         }
         let credentials = self.credentials_of_known_apps(&config);
         let changed = credentials != self.credentials;
-        let waiting = self.started.differences(&config);
+        let mut waiting = self.started.differences(&config);
+        waiting.extend(self.credentials_that_wait(&config));
         if !waiting.is_empty() && waiting != self.waiting {
             tracing::info!(
                 settings = waiting.join(", "),
@@ -170,14 +202,24 @@ impl Reload {
         }
     }
 
-    /// The credentials by the worker's own indices. An app that is gone keeps what it has, a new one waits for a start.
+    /// The credentials by the worker's own indices. An app that is gone keeps what it has, and so does one that got another
+    /// bundle id: its pushes go on under the old one, which the new credential need not be for. A new one waits for a start.
     fn credentials_of_known_apps(&self, config: &Config) -> Vec<[Credential; 2]> {
-        let find = |app: &Arc<App>| config.apps.iter().find(|other| other.name == app.name);
-        let credentials = |app: &Arc<App>| match find(app) {
+        let credentials = |app: &Arc<App>| match find(config, app).filter(|other| is_same(app, other)) {
             Some(other) => config.apns.credentials[other.index].clone(),
             None => self.credentials[app.index].clone(),
         };
         self.started.apps.iter().map(credentials).collect()
+    }
+
+    /// The tables of new credentials that wait for a start, with the new bundle ids of their apps.
+    fn credentials_that_wait(&self, config: &Config) -> Vec<String> {
+        let waits = |app: &&Arc<App>| {
+            find(config, app).is_some_and(|other| {
+                !is_same(app, other) && config.apns.credentials[other.index] != self.credentials[app.index]
+            })
+        };
+        self.started.apps.iter().filter(waits).map(|app| format!("apps.{}.auth", app.name)).collect()
     }
 
     fn refuse(&mut self, mistakes: String) {
@@ -190,6 +232,16 @@ impl Reload {
             self.refused = Some(mistakes);
         }
     }
+}
+
+/// The app of that name.
+fn find<'a>(config: &'a Config, app: &App) -> Option<&'a Arc<App>> {
+    config.apps.iter().find(|other| other.name == app.name)
+}
+
+/// Whether it is still the same app to Apple.
+fn is_same(app: &App, other: &App) -> bool {
+    app.bundle_id == other.bundle_id
 }
 
 /// Reads everything again, on a thread where it may take its time. `None`: the process ends.

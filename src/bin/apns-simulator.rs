@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::builder::NonEmptyStringValueParser;
 use futures_util::future::join_all;
 use ringcast::simulator::{
     Certificate, Environment, Identity, Listening, Options, Reason, Script, Simulator, Timeline, wall,
@@ -32,11 +33,11 @@ struct Arguments {
     #[arg(long, value_name = "K", default_value = "KEY1234567", value_parser = apple_id)]
     key_id: String,
     /// The one app that may be pushed to [default: any]
-    #[arg(long, value_name = "B")]
+    #[arg(long, value_name = "B", value_parser = NonEmptyStringValueParser::new())]
     bundle_id: Option<String>,
     /// Also make a certificate for this app, to authenticate with instead of provider tokens: `client.pem` and
     /// `client-key.pem` in the folder
-    #[arg(long, value_name = "B")]
+    #[arg(long, value_name = "B", value_parser = NonEmptyStringValueParser::new())]
     client_cert: Option<String>,
     /// How long that certificate is good for; below zero: it expired so many days ago
     #[arg(

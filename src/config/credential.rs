@@ -102,9 +102,14 @@ fn refuse_certificate(section: &mut Section<'_>, error: &CertificateError) {
             "key_file",
             "holds a key that does not belong to the certificate in cert_file; give the key that it was requested with".to_owned(),
         ),
-        CertificateError::Key(cause) => {
-            ("key_file", format!("holds a key that TLS cannot use ({cause}); give an RSA or ECDSA key"))
-        }
+        CertificateError::Order(place) => (
+            "cert_file",
+            format!("holds as number {place} the certificate that the key belongs to; move that one to the top"),
+        ),
+        CertificateError::Key(cause) => (
+            "key_file",
+            format!("holds a key that TLS cannot use ({cause}); give RSA of 2048 bits or more, or ECDSA on P-256"),
+        ),
         CertificateError::Empty | CertificateError::Unreadable(_) => {
             ("cert_file", format!("holds no certificate that can be used: {error}; give Apple's, in PEM"))
         }

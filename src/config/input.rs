@@ -26,6 +26,12 @@ impl Config {
         load(self.input.file.as_deref(), self.input.variables.iter().cloned())
     }
 
+    /// Whether all of it can be read again. A pipe, as in `--config <(…)`, gives what it holds once.
+    pub fn can_be_read_again(&self) -> bool {
+        // One that is missing for a moment comes back.
+        self.files().all(|file| std::fs::metadata(file).map_or(true, |facts| facts.is_file()))
+    }
+
     /// The files whose change [`Config::read_again`] may show: the configuration's own, those of the apps' credentials, and
     /// `apns.ca_file`.
     pub fn files(&self) -> impl Iterator<Item = &std::path::Path> {

@@ -1,5 +1,7 @@
 //! Files in PEM: trust roots, signing keys, client certificates and their keys.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use p256::SecretKey;
@@ -69,6 +71,10 @@ pub(super) fn signing_key(text: &str, key_id: Option<&str>) -> Result<SecretKey,
 /// A client's certificate, followed by those that vouch for it, if any.
 pub(super) fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     const RIGHT: &str = "give a file with Apple's certificate between BEGIN CERTIFICATE and END CERTIFICATE";
+    if is_der(Path::new(text)) {
+        return Err("is a certificate in DER, as Apple gives it; turn it into PEM with `openssl x509 -inform der -in FILE.cer -out FILE.pem`"
+            .to_owned());
+    }
     let content = read_identity(text)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(content.as_bytes()).collect();
     match chain {
@@ -100,11 +106,20 @@ fn read_identity(text: &str) -> Result<String, String> {
     let extension = Path::new(text).extension().unwrap_or_default();
     if ["p12", "pfx"].iter().any(|pkcs12| extension.eq_ignore_ascii_case(pkcs12)) {
         return Err(
-            "is a PKCS#12 file; turn it into PEM with `openssl pkcs12 -in FILE.p12 -nodes -out FILE.pem`"
+            "is a PKCS#12 file; turn it into PEM with `openssl pkcs12 -in FILE.p12 -nodes -out FILE.pem` (OpenSSL 3 wants -legacy, too, for one from Keychain Access)"
                 .to_owned(),
         );
     }
     read_file(Path::new(text), IDENTITY_BYTES_MAX)
+}
+
+/// Whether a file is named as Apple names certificates, and begins as one does in DER: a sequence of at least 256 bytes.
+fn is_der(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default();
+    let mut start = [0; 2];
+    ["cer", "crt", "der"].iter().any(|der| extension.eq_ignore_ascii_case(der))
+        && File::open(path).is_ok_and(|mut file| file.read_exact(&mut start).is_ok())
+        && start == [0x30, 0x82]
 }
 
 /// Apple names the file after the key, so a name in that form that says another key is a mix-up.

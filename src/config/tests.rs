@@ -194,6 +194,25 @@ fn the_environment_overrides_the_file_and_needs_none() {
 }
 
 #[test]
+fn what_comes_through_a_pipe_is_read_once() {
+    let folder = Folder::new("once");
+    let file = folder.0.join("c.toml");
+    std::fs::write(&file, folder.app("")).expect("the test's folder can be written");
+    let config = load(Some(&file), Vec::<(String, String)>::new()).expect("a right configuration");
+    assert!(config.can_be_read_again());
+    let key_file = folder.0.join("key.p8").display().to_string();
+    let app = [
+        ("RINGCAST__APPS__ACME__BUNDLE_ID", "com.acme.voice"),
+        ("RINGCAST__APPS__ACME__AUTH__TEAM_ID", "TEAM123456"),
+        ("RINGCAST__APPS__ACME__AUTH__KEY_ID", "KEY1234567"),
+        ("RINGCAST__APPS__ACME__AUTH__KEY_FILE", &key_file),
+    ];
+    assert!(load(None, app).expect("a right configuration").can_be_read_again(), "there is no file of it");
+    let no_file = load(Some(std::path::Path::new("/dev/null")), app).expect("a right configuration");
+    assert!(!no_file.can_be_read_again());
+}
+
+#[test]
 fn a_later_uri_beats_an_earlier_uri_file() {
     let folder = Folder::new("uri");
     let uri_file = folder.write("uri", "amqp://a:b@from-file/%2f");

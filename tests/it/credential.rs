@@ -238,6 +238,7 @@ async fn a_mistake_changes_nothing_and_is_over_when_it_is_mended() {
     let log = worker.log();
     assert!(log.contains("worker.attempts_max") && log.contains("take effect at the next start"), "{log}");
     assert!(log.contains("a new credential is in use"), "{log}");
+    assert_eq!(log.matches("the configuration has no mistakes any more").count(), 1, "{log}");
     // Once the old pool has drained, its connections are neither open nor counted.
     let drained = |_, text: &str| {
         let state = |state: &str, count: u32| {
@@ -248,6 +249,62 @@ async fn a_mistake_changes_nothing_and_is_over_when_it_is_mended() {
     };
     worker.await_endpoint("/metrics", READY_WITHIN, drained).await;
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn an_app_whose_topic_changes_keeps_its_key_until_a_start() {
+    let (place, apple) = (Place::new("rotation-topic"), Apple::start().await);
+    let (mount, ports) = (Mount::new(&place), Config::bare());
+    let config = |key_id| configuration(&apple, &mount, key_id, &ports);
+    let ca = ("ca.pem", apple.ca.as_str());
+    mount.swap("1", &[ca, ("ringcast.toml", &config(OLD)), ("AuthKey_KEY1234567.p8", &apple.keys[0])]);
+    let mut pipe = start_pipe(&place, &mount.path("ringcast.toml"));
+    let sent = ring_until(&mut pipe, 0, || apple.records().len() > 20).await;
+
+    // The new key may be another team's, which knows nothing of the old topic.
+    let moved = config(NEW).replace("com.acme.voice", "com.acme.talk");
+    mount.swap("2", &[ca, ("ringcast.toml", &moved), ("AuthKey_KEY7654321.p8", &apple.keys[1])]);
+    let told = pipe.says("what waits", READY_WITHIN, |log| {
+        let line = log.lines().find(|line| line.contains("take effect at the next start"))?;
+        Some(line.contains("apps.acme.bundle_id") && line.contains("apps.acme.auth"))
+    });
+    assert!(told.await, "{}", pipe.last_words());
+    let before = apple.records().len();
+    ring_until(&mut pipe, sent, || apple.records().len() > before + 50).await;
+    pipe.close_stdin();
+    assert_eq!(pipe.ended(GRACE).await.code(), Some(0), "{}", pipe.last_words());
+    assert!(apple.records().iter().all(|record| signer(record) == OLD), "{}", pipe.last_words());
+}
+
+#[tokio::test]
+async fn a_certificate_that_apns_would_refuse_does_not_take_a_good_ones_place() {
+    let (place, apple) = (Place::new("rotation-certificate"), Apple::start().await);
+    let (mount, ports) = (Mount::new(&place), Config::bare());
+    let (authority, days) = (Authority::new(), time::Duration::DAY);
+    let issue =
+        |begin, end| authority.issue("com.talk.voice", now() + days * begin, now() + days * end).pem();
+    let file = format!("{}/voip.pem", mount.0.display());
+    let config = configuration(&apple, &mount, OLD, &ports)
+        + "[apps.talk]\nbundle_id = \"com.talk.voice\"\n"
+        + &format!("[apps.talk.auth]\ncert_file = \"{file}\"\nkey_file = \"{file}\"\n");
+    let key = ("AuthKey_KEY1234567.p8", apple.keys[0].as_str());
+    let ca = ("ca.pem", apple.ca.as_str());
+    let swap = |version: &str, certificate: &str| {
+        mount.swap(version, &[ca, key, ("ringcast.toml", &config), ("voip.pem", certificate)]);
+    };
+    swap("1", &issue(-100, 100));
+    let mut pipe = start_pipe(&place, &mount.path("ringcast.toml"));
+    pipe.says("that it has started", READY_WITHIN, |log| log.find("connected to APNs")).await;
+    for (version, begin, end, wrong) in [("2", -9, -1, "expired on"), ("3", 1, 365, "is not valid before")] {
+        swap(version, &issue(begin, end));
+        let is_refusal = |line: &str| line.contains("has mistakes") && line.contains(wrong);
+        pipe.says("what is wrong", READY_WITHIN, |log| log.lines().position(is_refusal)).await;
+    }
+    assert!(!pipe.stderr().contains("a new credential is in use"), "{}", pipe.last_words());
+    swap("4", &issue(-1, 365));
+    pipe.says("that it is renewed", READY_WITHIN, |log| log.find("a new credential is in use")).await;
+    pipe.close_stdin();
+    assert_eq!(pipe.ended(GRACE).await.code(), Some(0), "{}", pipe.last_words());
 }
 
 #[tokio::test]

@@ -348,3 +348,25 @@ async fn a_key_that_was_asked_for_and_never_came_is_given_up_for_a_later_one() {
     assert_eq!(stage.connections("production", "dialing"), 0, "nobody dials for it any more");
     assert_eq!(stage.apns.states().len(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_one_app_leaves_lives_on_for_another_that_waits_for_it() {
+    let [one, other, third] = [1, 2, 3].map(|number| key(1, number, number));
+    let stage = Stage::new(&[one, other.clone()], std::slice::from_ref(&third), Some("KEY0000102"));
+    stage.rings(0, Environment::Production).await;
+    let apns = stage.apns.clone();
+    let wanted = pairs(&[other, third]);
+    let updating = tokio::spawn(async move { apns.update(&wanted).await });
+    // Nobody is reached with the other key: its app is better off with the third at once.
+    sleep(Duration::from_mins(1)).await;
+    stage.rings(1, Environment::Production).await;
+    assert_eq!(stage.last_key(Environment::Production), "KEY0000103");
+    stage.rings(0, Environment::Production).await;
+    assert_eq!(stage.last_key(Environment::Production), "KEY0000101", "it goes on until there is better");
+
+    stage.reachable.lock().clear();
+    let updated = timeout(Duration::from_secs(5), updating).await.expect("the other key is usable soon");
+    updated.expect("no panic").expect("a sound key");
+    stage.rings(0, Environment::Production).await;
+    assert_eq!(stage.last_key(Environment::Production), "KEY0000102");
+}

@@ -1,7 +1,7 @@
 //! Keys and certificates: what is right, and every mistake by its sentence.
 
-use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::*;
 use crate::apns::Credential;
@@ -26,6 +26,10 @@ fn folder(test: &str) -> Folder {
     folder.write("bad.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     folder.write("torn.pem", &certificate[..certificate.len() / 2]);
     folder.write("locked.key", &key.replace("PRIVATE", "ENCRYPTED PRIVATE"));
+    let (authority, _) = identity(4);
+    folder.write("upside-down.pem", &format!("{authority}{certificate}"));
+    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM");
+    std::fs::write(folder.0.join("voip.cer"), &der).expect("the test's folder can be written");
     folder.write("odd.key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
     folder.write("torn.key", "-----BEGIN PRIVATE KEY-----\nAAAA\n");
     folder
@@ -89,6 +93,8 @@ const MISTAKES: &[(&str, &str)] = &[
     ("cert_file = \"{}/voip.pem\"\nkey_file = \"{}/voip.pem\"", "apps.acme.auth.key_file (c.toml:5): \"{}/voip.pem\" holds no private key in PEM; give a file with the certificate's key"),
     ("cert_file = \"{}/voip.pem\"\nkey_file = \"{}/locked.key\"", "apps.acme.auth.key_file (c.toml:5): \"{}/locked.key\" holds a key under a passphrase; take it off with `openssl pkey`"),
     ("cert_file = \"{}/voip.pem\"\nkey_file = \"{}/torn.key\"", "apps.acme.auth.key_file (c.toml:5): \"{}/torn.key\" is not whole PEM; give"),
+    ("cert_file = \"{}/upside-down.pem\"\nkey_file = \"{}/voip.key\"", "apps.acme.auth.cert_file (c.toml:4): holds as number 2 the certificate that the key belongs to; move that one to the top"),
+    ("cert_file = \"{}/voip.cer\"\nkey_file = \"{}/voip.key\"", "apps.acme.auth.cert_file (c.toml:4): \"{}/voip.cer\" is a certificate in DER, as Apple gives it; turn it into PEM with"),
     ("cert_file = \"{}/voip.pem\"\nkey_file = \"{}/odd.key\"", "apps.acme.auth.key_file (c.toml:5): holds a key that TLS cannot use ("),
     ("team_id = \"TEAM123456\"\nkey_id = \"KEY1234567\"\nkey_file = \"{}/voip.pem\"", "apps.acme.auth.key_file (c.toml:6): \"{}/voip.pem\" holds a certificate, not a key; give Apple's file"),
 ];
