@@ -20,6 +20,9 @@ use crate::domain::timestamp::Timestamp;
 pub trait Gateway: Send + Sync + 'static {
     /// Makes one attempt. It starts before the push's deadline or not at all ([`PushError::NotSent`]), and it ends at
     /// `answer_by` at the latest.
+    ///
+    /// It may be let go of before the trail is marked, and then writes nothing, now or later: it marks the trail in the same
+    /// poll in which it writes.
     fn push(&self, push: &Push) -> impl Future<Output = Result<Response, PushError>> + Send;
 }
 

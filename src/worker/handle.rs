@@ -1,16 +1,18 @@
 //! One invite, from its delivery to its receipt. The story is told from top to bottom in [`handle`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::dispatch::{Dispatched, dispatch};
 use super::gateway::{Gateway, Push, Trail};
 use super::invalidation::{self, Invalidation};
-use super::ledger::{Admission, Ticket};
+use super::ledger::{Admission, Known, Ticket};
 use super::mailbox::{Delivery, Properties, Publication, PublishError, Receipt, Route};
 use super::report;
 use super::run::Worker;
@@ -29,25 +31,44 @@ const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause before a result is published again.
 const UNCONFIRMED_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// When an invite was taken, on both clocks.
+/// When an invite was taken, on both clocks, and whether for the first time.
 #[derive(Clone, Copy)]
 struct Taken {
     at: Instant,
     on: Timestamp,
+    redelivered: bool,
+}
+
+/// How the handling of a delivery ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// What became of the invite was confirmed and settled, or the delivery is not ours any more.
+    Handled,
+    /// The worker stops and nothing of it was begun: another worker shall have it.
+    GivenBack,
 }
 
 /// Handles one delivery. Whatever happens on the way, its receipt is settled only after everything it caused was
-/// confirmed; dropped, the broker gives it to somebody else.
-pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
+/// confirmed; dropped, the broker gives it to somebody else. When `stop` turns true while no attempt of it was written,
+/// the delivery is given back at once.
+pub(super) async fn handle<G: Gateway>(
+    worker: &Worker<G>,
+    delivery: Delivery,
+    mut stop: watch::Receiver<bool>,
+) -> Fate {
     let Delivery { body, properties, redelivered, receipt } = delivery;
     if !receipt.is_live() {
-        return;
+        return Fate::Handled;
     }
-    let taken = Taken { at: Instant::now(), on: worker.now() };
+    if *stop.borrow() {
+        receipt.give_back();
+        return Fate::GivenBack;
+    }
+    let taken = Taken { at: Instant::now(), on: worker.now(), redelivered };
     let identity = Identity::of(properties.message_id.as_deref(), &body);
     match read(worker, &body, &properties, taken) {
         Err(malformed) => {
-            let outcome = refuse(worker, &identity, &malformed, &properties, taken, redelivered);
+            let outcome = refuse(worker, &identity, &malformed, &properties, taken);
             if confirm(worker, std::slice::from_ref(&outcome), &receipt).await {
                 reply(worker, &properties, &outcome);
                 worker.metrics.invite(
@@ -62,7 +83,12 @@ pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
             let known = match worker.ledger.admit(identity).await {
                 Admission::Known(known) => known,
                 Admission::New(ticket) => {
-                    ring(worker, &invite, identity, ticket, &properties, taken, redelivered).await
+                    let rung = ring(worker, &invite, identity, ticket, &properties, taken, &mut stop).await;
+                    let Some(known) = rung else {
+                        receipt.give_back();
+                        return Fate::GivenBack;
+                    };
+                    known
                 }
             };
             if confirm(worker, &known.publications, &receipt).await {
@@ -72,6 +98,7 @@ pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
         }
     }
     worker.metrics.stage("total", taken.at.elapsed());
+    Fate::Handled
 }
 
 fn read<G>(
@@ -106,6 +133,8 @@ fn read<G>(
 }
 
 /// Rings every device that can be rung, and makes what is to be published: the outcome first, then the token events.
+/// `None`: the worker was told to stop before an attempt was written, so that the invite is as if it had never come. The
+/// ticket is withdrawn then, with its claims: nothing is remembered, and whoever waits for this invite goes the same way.
 async fn ring<G: Gateway>(
     worker: &Worker<G>,
     invite: &Invite,
@@ -113,42 +142,31 @@ async fn ring<G: Gateway>(
     mut ticket: Ticket,
     properties: &Properties,
     taken: Taken,
-    redelivered: bool,
-) -> std::sync::Arc<super::ledger::Known> {
+    stop: &mut watch::Receiver<bool>,
+) -> Option<Arc<Known>> {
     let left = invite.deadline.since(taken.on);
     let in_time = !left.is_zero() && left >= worker.settings.ring_time_min;
     let body = if in_time { push::build_body(invite) } else { Ok(Bytes::new()) };
-    let deadline = taken.at + left;
+    let times =
+        Times { deadline: taken.at + left, answer_by: taken.at + left + worker.settings.answer_grace };
 
-    let dispatches = invite.devices.iter().map(|device| {
-        let plan = plan(invite, device, &mut ticket, in_time, &body);
-        async move {
-            match plan {
-                Plan::Settled(outcome) => Rung { outcome: *outcome, event: None, untried: None },
-                Plan::Push(apns_id, body) => {
-                    let push = Push {
-                        app: invite.app.clone(),
-                        environment: device.environment,
-                        token: device.token.clone(),
-                        apns_id,
-                        body,
-                        deadline,
-                        deadline_at: invite.deadline,
-                        answer_by: deadline + worker.settings.answer_grace,
-                        trail: Trail::default(),
-                    };
-                    let policy = Policy { attempts_max: worker.settings.attempts_max };
-                    let dispatched =
-                        dispatch(&worker.gateway, policy, &push, &worker.jitter, &worker.metrics).await;
-                    settle(worker, invite, &identity, device, apns_id, dispatched, deadline)
-                }
+    let plan = |device| plan(invite, device, &mut ticket, in_time, &body, times);
+    let plans: Vec<Plan> = invite.devices.iter().map(plan).collect();
+    let dispatches = invite.devices.iter().zip(&plans).map(|(device, plan)| async move {
+        match plan {
+            Plan::Settled(outcome) => Rung { outcome: (**outcome).clone(), event: None, untried: None },
+            Plan::Push(push) => {
+                let policy = Policy { attempts_max: worker.settings.attempts_max };
+                let dispatched =
+                    dispatch(&worker.gateway, policy, push, &worker.jitter, &worker.metrics).await;
+                settle(worker, invite, &identity, device, push, dispatched)
             }
         }
     });
-    let dispatches: Vec<_> = dispatches.collect();
+    let rungs = unless_stopped(join_all(dispatches), &plans, stop).await?;
     let mut devices = Vec::with_capacity(invite.devices.len());
     let mut invalidations = Vec::new();
-    for Rung { outcome, event, untried } in join_all(dispatches).await {
+    for Rung { outcome, event, untried } in rungs {
         if let Some(id) = untried {
             ticket.release(id);
         }
@@ -171,8 +189,8 @@ async fn ring<G: Gateway>(
         deadline: Some(invite.deadline),
         received_at: taken.on,
         settled_at: worker.now(),
-        redelivered,
-        earlier_attempt: redelivered.then_some("possible"),
+        redelivered: taken.redelivered,
+        earlier_attempt: taken.redelivered.then_some("possible"),
         error: None,
         devices: Some(devices),
     };
@@ -184,7 +202,32 @@ async fn ring<G: Gateway>(
     for publication in &mut publications {
         carry(properties, publication);
     }
-    ticket.finish(publications)
+    Some(ticket.finish(publications))
+}
+
+/// Waits for the devices of an invite. `None`: the worker is told to stop, and no attempt was written.
+///
+/// An attempt is written where `ringing` is polled, in one go with the taking of its stream and the mark on its trail, and
+/// nothing but this function polls it. So what the trails say here stays true until the next poll, and once `ringing` is
+/// dropped, nothing is ever written; a stream that was granted in the meantime goes to the next one who waits.
+async fn unless_stopped<T>(
+    ringing: impl Future<Output = T>,
+    plans: &[Plan],
+    stop: &mut watch::Receiver<bool>,
+) -> Option<T> {
+    let mut ringing = std::pin::pin!(ringing);
+    // Biased: who is told to stop begins nothing, though there be a stream for it now.
+    tokio::select! {
+        biased;
+        () = told(stop) => {}
+        rungs = &mut ringing => return Some(rungs),
+    }
+    if plans.iter().any(Plan::is_begun) { Some(ringing.await) } else { None }
+}
+
+/// Returns when the worker is told to stop; a sender that is gone means the same.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    drop(stop.wait_for(|stop| *stop).await);
 }
 
 /// What became of one device.
@@ -196,10 +239,24 @@ struct Rung {
     untried: Option<ApnsId>,
 }
 
-/// What to do with one device: nothing, because it is settled already, or a push with this id and body.
+/// What to do with one device: nothing, because it is settled already, or a push.
 enum Plan {
     Settled(Box<DeviceOutcome>),
-    Push(ApnsId, Bytes),
+    Push(Box<Push>),
+}
+
+impl Plan {
+    /// Whether an attempt was written.
+    fn is_begun(&self) -> bool {
+        matches!(self, Self::Push(push) if push.trail.first().is_some())
+    }
+}
+
+/// Until when an invite may be rung, and until when what rings may be answered.
+#[derive(Clone, Copy)]
+struct Times {
+    deadline: Instant,
+    answer_by: Instant,
 }
 
 fn plan(
@@ -208,6 +265,7 @@ fn plan(
     ticket: &mut Ticket,
     in_time: bool,
     body: &Result<Bytes, String>,
+    times: Times,
 ) -> Plan {
     let settled = |result, action, stage: Option<Stage>, error: Option<String>| {
         let (token, id) = (device.token.clone(), device.id.clone());
@@ -233,7 +291,17 @@ fn plan(
     if !ticket.claim(apns_id) {
         return settled("duplicate", Action::None, None, None);
     }
-    Plan::Push(apns_id, body)
+    Plan::Push(Box::new(Push {
+        app: invite.app.clone(),
+        environment: device.environment,
+        token: device.token.clone(),
+        apns_id,
+        body,
+        deadline: times.deadline,
+        deadline_at: invite.deadline,
+        answer_by: times.answer_by,
+        trail: Trail::default(),
+    }))
 }
 
 /// The entry of a device that was dispatched, and the token event that Apple's word makes.
@@ -242,13 +310,13 @@ fn settle<G: Gateway>(
     invite: &Invite,
     identity: &Identity,
     device: &Device,
-    apns_id: ApnsId,
+    push: &Push,
     dispatched: Dispatched,
-    deadline: Instant,
 ) -> Rung {
+    let apns_id = push.apns_id;
     let Dispatched { verdict, attempts, latency, response, error } = dispatched;
     if verdict == Verdict::Accepted {
-        worker.metrics.slack(deadline.saturating_duration_since(Instant::now()));
+        worker.metrics.slack(push.deadline.saturating_duration_since(Instant::now()));
     }
     let key_id = worker.key_ids.get(invite.app.index, device.environment);
     let key_id = key_id.as_deref();
@@ -283,7 +351,6 @@ fn refuse<G>(
     malformed: &Malformed,
     properties: &Properties,
     taken: Taken,
-    redelivered: bool,
 ) -> Publication {
     tracing::warn!(
         call.id = malformed.call_id.map(tracing::field::display),
@@ -301,7 +368,7 @@ fn refuse<G>(
         deadline: None,
         received_at: taken.on,
         settled_at: worker.now(),
-        redelivered,
+        redelivered: taken.redelivered,
         earlier_attempt: None,
         error: Some(malformed.error.clone()),
         devices: None,

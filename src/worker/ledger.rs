@@ -48,7 +48,8 @@ pub(super) enum Admission {
     Known(Arc<Known>),
 }
 
-/// The right to handle one invite. Dropped without [`Ticket::finish`] (a panic), the invite is unknown again.
+/// The right to handle one invite. Dropped without [`Ticket::finish`] (a panic, a give-back), the invite is unknown again and
+/// its claims are free.
 #[derive(Debug)]
 pub(super) struct Ticket {
     ledger: Ledger,

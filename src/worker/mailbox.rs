@@ -46,7 +46,8 @@ pub enum Settlement {
     Reject,
     /// Its handler died: somebody should try again, and it counts towards the delivery limit. `basic.reject`, requeue.
     Requeue,
-    /// It was not started and this worker stops: a planned give-back. `basic.nack`, requeue.
+    /// It was not started and this worker stops: a planned give-back. `basic.nack`, requeue, which does not
+    /// count towards the delivery limit from RabbitMQ 4.3 on; before, it does.
     GiveBack,
 }
 

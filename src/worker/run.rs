@@ -7,7 +7,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::Settings;
 use super::gateway::{Gateway, KeyIds};
-use super::handle::handle;
+use super::handle::{Fate, handle};
 use super::ledger::Ledger;
 use super::mailbox::{Delivery, Outbox};
 use super::report::Seldom;
@@ -83,8 +83,9 @@ impl<G> Worker<G> {
     }
 }
 
-/// Handles deliveries until the flow ends or `stop` turns true; then gives back what was not started and finishes what
-/// was. Each invite has a task of its own, so that one that dies takes nobody along; their number is bounded by the
+/// Handles deliveries until the flow ends or `stop` turns true; then gives back at once what was not started, whether it
+/// waits for its handler or its handler for a stream, and finishes what was. By then nothing new may come, or the broker
+/// could send the same again: whoever stops a worker cancels its consumers first. Each invite has a task of its own, so that one that dies takes nobody along; their number is bounded by the
 /// prefetch.
 pub async fn run<G: Gateway>(
     worker: Arc<Worker<G>>,
@@ -92,16 +93,20 @@ pub async fn run<G: Gateway>(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut tasks = JoinSet::new();
+    let handlers_stop = stop.clone();
+    let mut given_back = 0;
     loop {
         // Biased: finished tasks are cleared first, so that they do not pile up; a stop goes before new work.
         tokio::select! {
             biased;
-            Some(ended) = tasks.join_next(), if !tasks.is_empty() => report(&worker, ended),
+            Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
+                given_back += report(&worker, ended);
+            }
             _ = stop.wait_for(|stop| *stop) => break,
             delivery = deliveries.recv() => match delivery {
                 Some(delivery) => {
-                    let worker = Arc::clone(&worker);
-                    tasks.spawn(async move { handle(&worker, delivery).await });
+                    let (worker, stop) = (Arc::clone(&worker), handlers_stop.clone());
+                    tasks.spawn(async move { handle(&worker, delivery, stop).await });
                 }
                 None => break,
             },
@@ -110,16 +115,25 @@ pub async fn run<G: Gateway>(
     deliveries.close();
     while let Some(delivery) = deliveries.recv().await {
         delivery.receipt.give_back();
+        given_back += 1;
     }
     while let Some(ended) = tasks.join_next().await {
-        report(&worker, ended);
+        given_back += report(&worker, ended);
+    }
+    if given_back > 0 {
+        tracing::info!(invites = given_back, "invites that were not started went back for other workers");
     }
 }
 
-/// A handler that died dropped its receipt on the way: the broker gives the invite to somebody else.
-fn report<G>(worker: &Worker<G>, ended: Result<(), JoinError>) {
-    if let Err(error) = ended {
-        worker.metrics.handler_panic();
-        tracing::error!(error = %error, "the handler of an invite died; the invite is requeued");
+/// A handler that died dropped its receipt on the way: the broker gives the invite to somebody else. Gives 1 for an invite
+/// that was given back.
+fn report<G>(worker: &Worker<G>, ended: Result<Fate, JoinError>) -> usize {
+    match ended {
+        Ok(fate) => usize::from(fate == Fate::GivenBack),
+        Err(error) => {
+            worker.metrics.handler_panic();
+            tracing::error!(error = %error, "the handler of an invite died; the invite is requeued");
+            0
+        }
     }
 }

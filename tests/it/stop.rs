@@ -1,15 +1,19 @@
 //! A worker that stops, politely or not, in the middle of a load: nothing is lost, and what is done twice is bounded and
 //! can be told.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::apple::{Apple, Push};
-use crate::client;
+use crate::client::{self, Outgoing};
+use crate::contract::check_outcome;
 use crate::load::declare;
 use crate::place::Place;
-use crate::plan::{Plan, Verdict, await_drained, read_all};
+use crate::plan::{Plan, Verdict, await_drained, now, read_all, written};
 use crate::vhost::Vhost;
-use crate::worker::{Config, Worker};
+use crate::worker::{Config, READY_WITHIN, Worker};
 
 const INVITES: usize = 4_000;
 /// The middle: where the first worker is stopped.
@@ -43,6 +47,89 @@ async fn a_killed_worker_loses_nothing_and_repeats_only_what_was_unacked() {
     assert!(outcomes < INVITES + PREFETCH, "{outcomes} outcomes: copies only of what was unacked");
     judge_repeats(&verdict, PREFETCH);
     assert!(!verdict.redelivered.is_empty(), "the kill came in the middle, so that something was unacked");
+}
+
+/// Prefetched by a worker that can hardly begin them.
+const PREFETCHED: usize = 500;
+/// The first connection takes one push at a time and answers so late that another worker can start, and have all that was
+/// given back, before it does.
+const NARROW: &str = "[[connect]]\ndo = \"limit\"\nstreams = 1\ncount = 1\n\n\
+                      [[fault]]\nconnection = 1\nlatency = \"15s\"\n";
+
+#[tokio::test]
+async fn invites_that_wait_for_a_stream_ring_elsewhere_while_the_stopped_worker_still_finishes() {
+    let place = Place::new("giveback");
+    let vhost = Vhost::new().await;
+    let uri = vhost.uri();
+    let apple = Apple::start(&place, (0, 0), NARROW).await;
+    let config = |name: &str| {
+        let mut config = Config::new(&apple);
+        config
+            .text("amqp", "uri", &uri)
+            .set("amqp", "prefetch", &PREFETCHED.to_string())
+            .text("worker", "name", name)
+            .text("apns", "request_timeout", "40s");
+        config
+    };
+    let mut narrow = config("first");
+    narrow.set("apns", "connections", "1").set("apns", "connections_max", "1");
+    declare(&place, &narrow).await;
+    client::publish(&uri, "ringcast.invites", &calls()).await;
+    let mut first = Worker::start_ready(&place, &narrow, "first").await;
+    let all = format!("ringcast_amqp_unsettled {PREFETCHED}\n");
+    first.await_endpoint("/metrics", READY_WITHIN, |_, text| text.contains(&all)).await;
+    let mut second = Worker::start_ready(&place, &config("second"), "second").await;
+    assert_eq!(client::depth(&uri, "ringcast.outcomes").await, 0, "the first push is still under way");
+
+    let told_ms = now().unix_timestamp_nanos() / 1_000_000;
+    first.tell_to_stop();
+    let given_back = PREFETCHED - 1;
+    let answered = client::await_depth(&uri, "ringcast.outcomes", given_back, DRAINED_WITHIN).await;
+    assert!(
+        first.lives() && answered == given_back,
+        "all but one are answered, and the first has that one still"
+    );
+    first.await_stopped().await;
+    await_drained(&uri, &second, DRAINED_WITHIN).await;
+    second.stop().await;
+    assert_eq!(client::depth(&uri, "ringcast.invites").await, 0, "nothing is unacked, and nothing waits");
+
+    let outcomes = read_all(&uri, "ringcast.outcomes").await;
+    assert_eq!(outcomes.len(), PREFETCHED, "one outcome for each invite");
+    let mut finished = Vec::new();
+    for outcome in outcomes.iter().map(check_outcome) {
+        assert_eq!(outcome["result"], "accepted", "{outcome}");
+        assert_eq!(outcome["redelivered"], outcome["worker"] == "second", "{outcome}");
+        if outcome["worker"] == "first" {
+            finished.push(outcome["devices"][0]["token"].as_str().expect("checked").to_owned());
+        }
+    }
+    assert_eq!(finished.len(), 1, "what was begun was finished");
+    let pushes = apple.stop().await;
+    let tokens: BTreeSet<_> = pushes.iter().map(Push::token).collect();
+    assert_eq!((pushes.len(), tokens.len()), (PREFETCHED, PREFETCHED), "every call rang exactly once");
+    let (begun, rest): (Vec<&Push>, Vec<_>) = pushes.iter().partition(|push| finished[0] == push.token());
+    let rang_after = |push: &&Push| i128::from(push.at_ms()) - told_ms;
+    assert!(begun.iter().all(|push| rang_after(push) < 0), "it was begun before the stop: {begun:?}");
+    assert!(rest.iter().all(|push| rang_after(push) >= 0), "nothing else was");
+    println!("the last of {} rang {:?} ms after the stop", rest.len(), rest.iter().map(rang_after).max());
+}
+
+/// Calls to one phone each.
+fn calls() -> Vec<Outgoing> {
+    let deadline = written(now() + Duration::from_mins(4));
+    let call = |number| Outgoing {
+        body: json!({
+            "call_id": format!("00000004-0000-4000-8000-{number:012x}"),
+            "app": "acme",
+            "deadline": deadline,
+            "devices": [{ "token": format!("a11e{number:060x}") }],
+        })
+        .to_string()
+        .into_bytes(),
+        properties: json!({ "message_id": format!("invite-{number}") }),
+    };
+    (0..PREFETCHED).map(call).collect()
 }
 
 /// What a kill may do: invites that were unacked come again, at most as many as were held, and say so. An invite whose ack

@@ -161,7 +161,17 @@ impl Worker {
 
     /// Stops it with SIGTERM: it must finish what it started, within its grace, and say so by status 0.
     pub(crate) async fn stop(&mut self) {
+        self.tell_to_stop();
+        self.await_stopped().await;
+    }
+
+    /// Sends SIGTERM and waits for nothing.
+    pub(crate) fn tell_to_stop(&self) {
         self.process.terminate();
+    }
+
+    /// Waits for the end of one that was told to stop.
+    pub(crate) async fn await_stopped(&mut self) {
         let status = self.process.ended(GRACE).await;
         assert_eq!(status.code(), Some(0), "a stop that finished everything; {}", self.process.last_words());
     }

@@ -177,6 +177,10 @@ impl Broker {
                 let mut state = self.0.state.lock();
                 let message = state.ready.pop_front();
                 state.unacked += usize::from(message.is_some());
+                if !state.ready.is_empty() {
+                    // For the next one who has room, this session or another.
+                    self.0.arrived.notify_one();
+                }
                 message
             } {
                 return Some(message);

@@ -31,7 +31,8 @@ type Ring = (String, String);
 
 /// A history, sorted by who is asking.
 struct Story<'h> {
-    /// By identity: how often it was delivered.
+    /// By identity: how often it was delivered and not given back. A worker that gives an invite back has begun nothing of
+    /// it, so that the delivery excuses nothing.
     delivered: BTreeMap<Identity, usize>,
     /// By identity: the outcomes stored, in order.
     outcomes: BTreeMap<Identity, Vec<Value>>,
@@ -72,6 +73,9 @@ impl<'h> Story<'h> {
         for happening in &history.happenings {
             match happening {
                 Happening::Delivered { identity, .. } => *story.delivered.entry(*identity).or_default() += 1,
+                Happening::Settled { identity, settlement: Settlement::GiveBack, .. } => {
+                    *story.delivered.entry(*identity).or_default() -= 1;
+                }
                 Happening::Stored { publication, .. } => {
                     if let Some(identity) = by_outcome_id.get(&publication.message_id) {
                         let outcome = serde_json::from_slice(&publication.body).expect("outcomes are JSON");

@@ -12,6 +12,7 @@
 mod broker;
 mod checks;
 mod day;
+mod giveback;
 mod incident;
 mod named;
 mod network;

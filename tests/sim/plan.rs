@@ -74,6 +74,8 @@ pub enum Event {
     Kill,
     /// The worker is stopped in good order and another one starts.
     Replace,
+    /// Another worker starts, and beside it this one is stopped in good order.
+    Relieve,
 }
 
 /// Everything that a seed decides in advance.
@@ -307,10 +309,13 @@ fn event(dice: &Dice) -> Event {
         }),
         11 => Event::CutBroker,
         12 => {
-            if dice.chance(0.5) {
+            let end = dice.draw();
+            if end < 0.5 {
                 Event::Kill
-            } else {
+            } else if end < 0.75 {
                 Event::Replace
+            } else {
+                Event::Relieve
             }
         }
         13..=15 => Event::Order(target(dice), order(dice)),

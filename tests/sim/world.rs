@@ -173,6 +173,7 @@ async fn live(seed: u64, plan: Plan) -> History {
     let world = World::new(seed, plan, clock);
     let mut running = world.start_worker(0);
     let mut generation = 0;
+    let mut relieved = Vec::new();
 
     let mut messages = Vec::new();
     let mut next_message = 0;
@@ -217,6 +218,11 @@ async fn live(seed: u64, plan: Plan) -> History {
                 generation += 1;
                 running = world.start_worker(generation);
             }
+            Event::Relieve => {
+                generation += 1;
+                let leaving = std::mem::replace(&mut running, world.start_worker(generation));
+                relieved.push(tokio::spawn(leaving.stop()));
+            }
         }
         next_event += 1;
     }
@@ -231,6 +237,10 @@ async fn live(seed: u64, plan: Plan) -> History {
     let drained = drained.await.is_ok();
     let panics = running.metrics.render().contains("ringcast_handler_panics_total 1");
     let stopped = running.stop().await;
+    for leaving in relieved {
+        // Whether it stopped in time is no promise: the world may have been sick all the while.
+        leaving.await.expect("a worker that is relieved ends well");
+    }
     let ordered = world.plan.events.iter().filter_map(|(at, event)| match event {
         Event::Order(target, order) => {
             let at_ms = u64::try_from(STARTED_AT).unwrap_or(0) + u64::try_from(at.as_millis()).unwrap_or(0);
