@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
+use super::bar::Bar;
 use super::dispatch::{Dispatched, dispatch};
 use super::gateway::{Gateway, Push, Trail};
 use super::invalidation::{self, Invalidation};
@@ -29,25 +30,36 @@ const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause before a result is published again.
 const UNCONFIRMED_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// When an invite was taken, on both clocks.
+/// When an invite was taken, on both clocks, and what its delivery says.
 #[derive(Clone, Copy)]
 struct Taken {
     at: Instant,
     on: Timestamp,
+    redelivered: bool,
+    /// Whatever the invite is, it is not rung.
+    bar: Option<Bar>,
+}
+
+impl Taken {
+    /// `possible` where somebody may have rung before, and this worker does not know.
+    fn earlier_attempt(&self) -> Option<&'static str> {
+        (self.redelivered || self.bar.is_some()).then_some("possible")
+    }
 }
 
 /// Handles one delivery. Whatever happens on the way, its receipt is settled only after everything it caused was
 /// confirmed; dropped, the broker gives it to somebody else.
 pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
-    let Delivery { body, properties, redelivered, receipt } = delivery;
+    let Delivery { body, properties, redelivered, given_up, receipt } = delivery;
     if !receipt.is_live() {
         return;
     }
-    let taken = Taken { at: Instant::now(), on: worker.now() };
+    let bar = given_up.map(Bar::from);
+    let taken = Taken { at: Instant::now(), on: worker.now(), redelivered, bar };
     let identity = Identity::of(properties.message_id.as_deref(), &body);
     match read(worker, &body, &properties, taken) {
         Err(malformed) => {
-            let outcome = refuse(worker, &identity, &malformed, &properties, taken, redelivered);
+            let outcome = refuse(worker, &identity, &malformed, &properties, taken);
             if confirm(worker, std::slice::from_ref(&outcome), &receipt).await {
                 reply(worker, &properties, &outcome);
                 worker.metrics.invite(
@@ -61,9 +73,7 @@ pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
             drop(body);
             let known = match worker.ledger.admit(identity).await {
                 Admission::Known(known) => known,
-                Admission::New(ticket) => {
-                    ring(worker, &invite, identity, ticket, &properties, taken, redelivered).await
-                }
+                Admission::New(ticket) => ring(worker, &invite, identity, ticket, &properties, taken).await,
             };
             if confirm(worker, &known.publications, &receipt).await {
                 reply(worker, &properties, &known.publications[0]);
@@ -90,7 +100,8 @@ fn read<G>(
     if invite.unknown_fields > 0 {
         worker.metrics.unknown_fields(invite.unknown_fields);
     }
-    if let Some(created_at) = invite.created_at {
+    // How long those lay that the broker gave up on says nothing of this worker.
+    if let (Some(created_at), None) = (invite.created_at, taken.bar) {
         worker.metrics.stage("queue", taken.on.since(created_at));
     }
     if let Some(ahead) = invite.skew(taken.on) {
@@ -113,15 +124,15 @@ async fn ring<G: Gateway>(
     mut ticket: Ticket,
     properties: &Properties,
     taken: Taken,
-    redelivered: bool,
 ) -> std::sync::Arc<super::ledger::Known> {
     let left = invite.deadline.since(taken.on);
     let in_time = !left.is_zero() && left >= worker.settings.ring_time_min;
-    let body = if in_time { push::build_body(invite) } else { Ok(Bytes::new()) };
+    let bar = taken.bar.or((!in_time).then_some(Bar::Late(Stage::Queue)));
+    let body = if bar.is_none() { push::build_body(invite) } else { Ok(Bytes::new()) };
     let deadline = taken.at + left;
 
     let dispatches = invite.devices.iter().map(|device| {
-        let plan = plan(invite, device, &mut ticket, in_time, &body);
+        let plan = plan(invite, device, &mut ticket, bar, &body);
         async move {
             match plan {
                 Plan::Settled(outcome) => Rung { outcome: *outcome, event: None, untried: None },
@@ -161,7 +172,8 @@ async fn ring<G: Gateway>(
     }
     let result = InviteResult::of(&devices);
     worker.metrics.invite(Some(&invite.app.name), result.as_str());
-    report::tell_failure(invite, result, &devices);
+    let error = bar.and_then(Bar::error);
+    report::tell_failure(invite, result, error.as_deref(), &devices);
     let outcome = Outcome {
         kind: outcome::KIND,
         call_id: Some(invite.call_id),
@@ -171,9 +183,9 @@ async fn ring<G: Gateway>(
         deadline: Some(invite.deadline),
         received_at: taken.on,
         settled_at: worker.now(),
-        redelivered,
-        earlier_attempt: redelivered.then_some("possible"),
-        error: None,
+        redelivered: taken.redelivered,
+        earlier_attempt: taken.earlier_attempt(),
+        error,
         devices: Some(devices),
     };
     let mut publications = vec![publish_outcome(&identity, &outcome, Some(&invite.app.name))];
@@ -206,7 +218,7 @@ fn plan(
     invite: &Invite,
     device: &Device,
     ticket: &mut Ticket,
-    in_time: bool,
+    bar: Option<Bar>,
     body: &Result<Bytes, String>,
 ) -> Plan {
     let settled = |result, action, stage: Option<Stage>, error: Option<String>| {
@@ -216,14 +228,17 @@ fn plan(
         outcome.error = error;
         Plan::Settled(Box::new(outcome))
     };
-    if !in_time {
-        return settled("expired", Action::None, Some(Stage::Queue), None);
+    if let Some(Bar::Late(stage)) = bar {
+        return settled("expired", Action::None, Some(stage), None);
     }
     if let Some(fault) = &device.fault {
         return settled("rejected", Action::FixInvite, None, Some(fault.clone()));
     }
     if device.duplicate {
         return settled("duplicate", Action::None, None, None);
+    }
+    if bar.is_some() {
+        return settled("failed", Action::None, None, None);
     }
     let body = match body {
         Ok(body) => body.clone(),
@@ -283,7 +298,6 @@ fn refuse<G>(
     malformed: &Malformed,
     properties: &Properties,
     taken: Taken,
-    redelivered: bool,
 ) -> Publication {
     tracing::warn!(
         call.id = malformed.call_id.map(tracing::field::display),
@@ -301,7 +315,7 @@ fn refuse<G>(
         deadline: None,
         received_at: taken.on,
         settled_at: worker.now(),
-        redelivered,
+        redelivered: taken.redelivered,
         earlier_attempt: None,
         error: Some(malformed.error.clone()),
         devices: None,

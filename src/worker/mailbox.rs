@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-/// One message from an invites queue. It stays unacknowledged until its [`Receipt`] is settled.
+/// One message from an invites queue, or one that the broker gave up on. It stays unacknowledged until its [`Receipt`] is settled.
 #[derive(Debug)]
 pub struct Delivery {
     /// The message body as it came.
@@ -16,6 +16,8 @@ pub struct Delivery {
     pub properties: Properties,
     /// The broker says that this message was delivered before, to whomever.
     pub redelivered: bool,
+    /// The broker gave the message up: it is answered, and never pushed.
+    pub given_up: Option<GivenUp>,
     /// Settles the delivery. It travels with the work.
     pub receipt: Receipt,
 }
@@ -35,6 +37,17 @@ pub struct Properties {
     pub traceparent: Option<String>,
     /// W3C trace context from `headers.tracestate`, carried to every result.
     pub tracestate: Option<String>,
+}
+
+/// Why the broker gave a message up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GivenUp {
+    /// It waited longer than its time to live.
+    Expired,
+    /// It was returned to its queue more often than the queue's delivery limit allows.
+    DeliveryLimit,
+    /// It lies among those given up, and does not say why.
+    Unsaid,
 }
 
 /// What the broker is told about one delivery.

@@ -1,5 +1,6 @@
 //! The core: what happens to one invite between its delivery and its ack.
 
+mod bar;
 mod dispatch;
 pub mod gateway;
 mod handle;

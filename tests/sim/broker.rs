@@ -148,6 +148,7 @@ impl Broker {
                         body: message.body.clone(),
                         properties: Properties { message_id: message.amqp_id.clone(), ..Properties::default() },
                         redelivered: message.redelivered,
+                        given_up: None,
                         receipt,
                     };
                     let happening = Happening::Delivered {
