@@ -190,6 +190,7 @@ impl Serving {
                     permit.send(Delivery {
                         properties: properties(&message.properties),
                         redelivered: message.redelivered,
+                        returned: returned(&message.properties),
                         given_up: (self.queue == EXPIRED).then(|| given_up(&message.properties)),
                         receipt: Receipt::new(message.delivery_tag, self.reporter.clone()),
                         body: Bytes::from(message.data),
@@ -309,6 +310,26 @@ fn properties(from: &BasicProperties) -> Properties {
     }
 }
 
+/// How often a quorum queue says that the message was returned to it; other queues do not count.
+fn returned(from: &BasicProperties) -> Option<u32> {
+    let count = header(from, "x-delivery-count").and_then(header_number)?;
+    // A count beyond all bounds is still one.
+    u64::try_from(count).ok().map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+fn header_number(value: &AMQPValue) -> Option<i64> {
+    match *value {
+        AMQPValue::ShortShortInt(number) => Some(number.into()),
+        AMQPValue::ShortShortUInt(number) => Some(number.into()),
+        AMQPValue::ShortInt(number) => Some(number.into()),
+        AMQPValue::ShortUInt(number) => Some(number.into()),
+        AMQPValue::LongInt(number) => Some(number.into()),
+        AMQPValue::LongUInt(number) => Some(number.into()),
+        AMQPValue::LongLongInt(number) => Some(number),
+        _ => None,
+    }
+}
+
 /// Why the broker gave a message up: the reason of the first time, by which it was routed.
 fn given_up(from: &BasicProperties) -> GivenUp {
     match header(from, "x-first-death-reason").and_then(header_text).as_deref() {
@@ -367,6 +388,18 @@ mod tests {
         assert_eq!(properties(&from), expected);
         let empty = BasicProperties::default().with_message_id("".into()).with_content_encoding("".into());
         assert_eq!(properties(&empty), Properties::default());
+    }
+
+    #[test]
+    fn the_count_of_returns_is_read() {
+        let counted = |count| returned(&with_headers(&[("x-delivery-count", count)]));
+        assert_eq!(counted(AMQPValue::LongLongInt(2)), Some(2));
+        assert_eq!(counted(AMQPValue::ShortShortUInt(3)), Some(3));
+        assert_eq!(counted(AMQPValue::LongLongInt(i64::MAX)), Some(u32::MAX));
+        for odd in [AMQPValue::LongInt(-1), AMQPValue::LongString("2".into()), AMQPValue::Void] {
+            assert_eq!(counted(odd), None);
+        }
+        assert_eq!(returned(&BasicProperties::default()), None);
     }
 
     #[test]

@@ -161,6 +161,7 @@ async fn pump(
                         body,
                         properties: Properties::default(),
                         redelivered: false,
+                        returned: None,
                         given_up: None,
                         receipt,
                     };

@@ -12,6 +12,8 @@ pub(super) enum Bar {
     DeliveryLimit,
     /// The broker gave it up and does not say why.
     Unsaid,
+    /// Its handler died here before, this often.
+    Poison(u32),
 }
 
 impl Bar {
@@ -22,6 +24,12 @@ impl Bar {
             Self::DeliveryLimit => {
                 "the broker gave it up: it came back to its queue more often than the queue's delivery limit \
                  allows, because connections or workers died over it; whether it rang is not known"
+            }
+            Self::Poison(deaths) => {
+                return Some(format!(
+                    "handling it failed before: its handler died in this worker (deaths: {deaths}); it is not tried \
+                     again"
+                ));
             }
             Self::Unsaid => {
                 "it lies among the messages that the broker gave up on, and its header x-first-death-reason does \

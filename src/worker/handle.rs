@@ -13,6 +13,7 @@ use super::gateway::{Gateway, Push, Trail};
 use super::invalidation::{self, Invalidation};
 use super::ledger::{Admission, Ticket};
 use super::mailbox::{Delivery, Properties, Publication, PublishError, Receipt, Route};
+use super::poison::{is_poison, is_unreadable};
 use super::report;
 use super::run::Worker;
 use crate::domain::id::{ApnsId, Identity};
@@ -38,25 +39,40 @@ struct Taken {
     redelivered: bool,
     /// Whatever the invite is, it is not rung.
     bar: Option<Bar>,
+    /// How often its handler died here.
+    deaths: u32,
 }
 
 impl Taken {
     /// `possible` where somebody may have rung before, and this worker does not know.
     fn earlier_attempt(&self) -> Option<&'static str> {
-        (self.redelivered || self.bar.is_some()).then_some("possible")
+        (self.redelivered || self.bar.is_some() || self.deaths > 0).then_some("possible")
+    }
+
+    /// The same, if its handler died here so often, and the broker says that it came back so often.
+    fn suspect(self, deaths: u32, returned: Option<u32>) -> Self {
+        let poison = is_poison(deaths, returned).then_some(Bar::Poison(deaths));
+        Self { bar: self.bar.or(poison), deaths, ..self }
     }
 }
 
 /// Handles one delivery. Whatever happens on the way, its receipt is settled only after everything it caused was
 /// confirmed; dropped, the broker gives it to somebody else.
 pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
-    let Delivery { body, properties, redelivered, given_up, receipt } = delivery;
+    let Delivery { body, properties, redelivered, returned, given_up, receipt } = delivery;
     if !receipt.is_live() {
         return;
     }
-    let bar = given_up.map(Bar::from);
-    let taken = Taken { at: Instant::now(), on: worker.now(), redelivered, bar };
     let identity = Identity::of(properties.message_id.as_deref(), &body);
+    let taken = Taken {
+        at: Instant::now(),
+        on: worker.now(),
+        redelivered,
+        bar: given_up.map(Bar::from),
+        deaths: worker.poison.deaths(&identity),
+    };
+    // Made after the receipt, it is dropped before it.
+    let _witness = worker.poison.witness(identity);
     match read(worker, &body, &properties, taken) {
         Err(malformed) => {
             let outcome = refuse(worker, &identity, &malformed, &properties, taken);
@@ -71,13 +87,24 @@ pub(super) async fn handle<G: Gateway>(worker: &Worker<G>, delivery: Delivery) {
         }
         Ok(invite) => {
             drop(body);
-            let known = match worker.ledger.admit(identity).await {
+            let admission = worker.ledger.admit(identity).await;
+            // Only now: while it waited for a copy of it, that one may have died.
+            let taken = taken.suspect(worker.poison.deaths(&identity), returned);
+            let poison = matches!(taken.bar, Some(Bar::Poison(_)));
+            let known = match admission {
                 Admission::Known(known) => known,
                 Admission::New(ticket) => ring(worker, &invite, identity, ticket, &properties, taken).await,
             };
+            if !poison {
+                worker.poison.forget(&identity);
+            }
             if confirm(worker, &known.publications, &receipt).await {
                 reply(worker, &properties, &known.publications[0]);
-                receipt.ack();
+                if poison {
+                    receipt.reject();
+                } else {
+                    receipt.ack();
+                }
             }
         }
     }
@@ -90,6 +117,12 @@ fn read<G>(
     properties: &Properties,
     taken: Taken,
 ) -> Result<Invite, Malformed> {
+    if is_unreadable(taken.deaths) {
+        return Err(Malformed::unread(format!(
+            "its handler died in this worker even while it was only to be answered (deaths: {}); it is not read again",
+            taken.deaths
+        )));
+    }
     if let Some(encoding) = &properties.content_encoding {
         let shown: String = encoding.chars().take(32).collect();
         return Err(Malformed::unread(format!(

@@ -16,6 +16,8 @@ pub struct Delivery {
     pub properties: Properties,
     /// The broker says that this message was delivered before, to whomever.
     pub redelivered: bool,
+    /// How often it was returned to its queue before, for whatever reason, where the broker counts.
+    pub returned: Option<u32>,
     /// The broker gave the message up: it is answered, and never pushed.
     pub given_up: Option<GivenUp>,
     /// Settles the delivery. It travels with the work.
@@ -55,7 +57,7 @@ pub enum GivenUp {
 pub enum Settlement {
     /// Done: everything it caused was confirmed. `basic.ack`.
     Ack,
-    /// Unreadable, and its outcome was confirmed: dead-letter the original. `basic.reject`, no requeue.
+    /// Unreadable or poison, and its outcome was confirmed: dead-letter the original. `basic.reject`, no requeue.
     Reject,
     /// Its handler died: somebody should try again, and it counts towards the delivery limit. `basic.reject`, requeue.
     Requeue,
@@ -83,7 +85,7 @@ impl Receipt {
         self.settle(Settlement::Ack);
     }
 
-    /// The delivery is unreadable and its outcome was confirmed.
+    /// The delivery is unreadable or poison, and its outcome was confirmed.
     pub fn reject(self) {
         self.settle(Settlement::Reject);
     }

@@ -7,6 +7,7 @@ mod handle;
 mod invalidation;
 mod ledger;
 pub mod mailbox;
+mod poison;
 mod report;
 mod run;
 

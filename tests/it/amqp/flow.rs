@@ -61,6 +61,23 @@ async fn deliveries_are_settled_in_any_order_and_way() {
 }
 
 #[tokio::test]
+async fn a_delivery_says_how_often_it_came_back() {
+    let vhost = Vhost::new().await;
+    let mut rig = Rig::start_consuming(settings(vhost.uri()), 10).await;
+    let peer = Peer::new(&vhost.uri()).await;
+    peer.fill("ringcast.invites", ["1".to_owned()]).await;
+    for returns in 0..3 {
+        let delivery = rig.next().await;
+        // Before the first return, brokers say 0 or nothing.
+        assert_eq!(delivery.returned.unwrap_or_default(), returns);
+        assert_eq!(delivery.redelivered, returns > 0);
+    }
+    rig.next().await.receipt.reject();
+    peer.await_ready("ringcast.dead", 1).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn an_ack_behind_a_slow_invite_is_not_kept_back() {
     let vhost = Vhost::new().await;
     let mut all = settings(vhost.uri());
