@@ -1,4 +1,4 @@
-//! One invites queue: consumes, hands deliveries to the worker, and settles them.
+//! One invites queue, or the queue of what the broker gave up on: consumes, hands deliveries to the worker, and settles them.
 //!
 //! One task does both, because acks from several tasks overtake each other and kill the channel. The worker's receipts
 //! report through a channel that this task owns: once the task has ended, every receipt still out says that it is not
@@ -26,8 +26,9 @@ use super::dial::Link;
 use super::limit::ask;
 use super::settlement::Unsettled;
 use super::supervisor::{Phase, phase_of};
+use super::topology::EXPIRED;
 use crate::metrics::Metrics;
-use crate::worker::mailbox::{Delivery, Properties, Receipt, Settlement};
+use crate::worker::mailbox::{Delivery, GivenUp, Properties, Receipt, Settlement};
 
 /// Bytes of a header that is carried on, at most: a `traceparent` has 55, a `tracestate` 512 (W3C Trace Context).
 const HEADER_MAX: usize = 512;
@@ -189,6 +190,8 @@ impl Serving {
                     permit.send(Delivery {
                         properties: properties(&message.properties),
                         redelivered: message.redelivered,
+                        returned: returned(&message.properties),
+                        given_up: (self.queue == EXPIRED).then(|| given_up(&message.properties)),
                         receipt: Receipt::new(message.delivery_tag, self.reporter.clone()),
                         body: Bytes::from(message.data),
                     });
@@ -296,7 +299,7 @@ fn properties(from: &BasicProperties) -> Properties {
     let text = |value: &Option<ShortString>| {
         value.as_ref().map(ShortString::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
     };
-    let header = |name: &str| from.headers().as_ref()?.inner().get(name).and_then(header_text);
+    let header = |name| header(from, name).and_then(header_text);
     Properties {
         message_id: text(from.message_id()),
         correlation_id: text(from.correlation_id()),
@@ -305,6 +308,39 @@ fn properties(from: &BasicProperties) -> Properties {
         traceparent: header("traceparent"),
         tracestate: header("tracestate"),
     }
+}
+
+/// How often a quorum queue says that the message was returned to it; other queues do not count.
+fn returned(from: &BasicProperties) -> Option<u32> {
+    let count = header(from, "x-delivery-count").and_then(header_number)?;
+    // A count beyond all bounds is still one.
+    u64::try_from(count).ok().map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+fn header_number(value: &AMQPValue) -> Option<i64> {
+    match *value {
+        AMQPValue::ShortShortInt(number) => Some(number.into()),
+        AMQPValue::ShortShortUInt(number) => Some(number.into()),
+        AMQPValue::ShortInt(number) => Some(number.into()),
+        AMQPValue::ShortUInt(number) => Some(number.into()),
+        AMQPValue::LongInt(number) => Some(number.into()),
+        AMQPValue::LongUInt(number) => Some(number.into()),
+        AMQPValue::LongLongInt(number) => Some(number),
+        _ => None,
+    }
+}
+
+/// Why the broker gave a message up: the reason of the first time, by which it was routed.
+fn given_up(from: &BasicProperties) -> GivenUp {
+    match header(from, "x-first-death-reason").and_then(header_text).as_deref() {
+        Some("expired") => GivenUp::Expired,
+        Some("delivery_limit") => GivenUp::DeliveryLimit,
+        _ => GivenUp::Unsaid,
+    }
+}
+
+fn header<'a>(from: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
+    from.headers().as_ref()?.inner().get(name)
 }
 
 /// A header as text; `None` where it is no text, empty, too long, or not printable ASCII.
@@ -352,6 +388,31 @@ mod tests {
         assert_eq!(properties(&from), expected);
         let empty = BasicProperties::default().with_message_id("".into()).with_content_encoding("".into());
         assert_eq!(properties(&empty), Properties::default());
+    }
+
+    #[test]
+    fn the_count_of_returns_is_read() {
+        let counted = |count| returned(&with_headers(&[("x-delivery-count", count)]));
+        assert_eq!(counted(AMQPValue::LongLongInt(2)), Some(2));
+        assert_eq!(counted(AMQPValue::ShortShortUInt(3)), Some(3));
+        assert_eq!(counted(AMQPValue::LongLongInt(i64::MAX)), Some(u32::MAX));
+        for odd in [AMQPValue::LongInt(-1), AMQPValue::LongString("2".into()), AMQPValue::Void] {
+            assert_eq!(counted(odd), None);
+        }
+        assert_eq!(returned(&BasicProperties::default()), None);
+    }
+
+    #[test]
+    fn the_reason_of_a_death_is_read() {
+        let died = |reason: &str| {
+            given_up(&with_headers(&[("x-first-death-reason", AMQPValue::LongString(reason.into()))]))
+        };
+        assert_eq!(died("expired"), GivenUp::Expired);
+        assert_eq!(died("delivery_limit"), GivenUp::DeliveryLimit);
+        assert_eq!(died("maxlen"), GivenUp::Unsaid);
+        assert_eq!(given_up(&BasicProperties::default()), GivenUp::Unsaid);
+        let odd = with_headers(&[("x-first-death-reason", AMQPValue::LongInt(7))]);
+        assert_eq!(given_up(&odd), GivenUp::Unsaid);
     }
 
     #[test]

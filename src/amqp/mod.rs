@@ -3,11 +3,13 @@
 //! A **session** is two connections (one to consume, one to publish), their channels and consumers, as one unit:
 //! [`supervisor`] builds it whole, and when any part of it ends, tears all of it down and builds it anew. The client
 //! library's own recovery stays off, because it leaves consumers that wait for ever. [`dial`] makes a connection,
-//! [`topology`] knows every queue and exchange, `inbox` consumes and settles, `outbox` publishes. Towards the worker
+//! [`topology`] knows every queue and exchange, `inbox` consumes and settles, `expired` reads what the broker
+//! gave up on, `outbox` publishes. Towards the worker
 //! there are only the two flows of `worker::mailbox`.
 
 mod describe;
 pub mod dial;
+mod expired;
 mod fate;
 mod inbox;
 mod limit;
@@ -42,7 +44,7 @@ pub struct Settings {
     /// `amqp.live`: copy every result to the live exchange.
     pub live: bool,
     /// `amqp.prefetch`: unsettled deliveries at most, 1 to 2000 (quorum queues cap at 2000). Several invites queues share
-    /// it in equal parts.
+    /// it in equal parts, after a twentieth for what the broker gave up on.
     pub prefetch: u16,
 }
 

@@ -20,10 +20,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::describe::describe;
 use super::dial::{Dialer, Link};
+use super::expired::read_expired;
 use super::inbox::Inbox;
 use super::limit::GOODBYE;
 use super::outbox::Outbox;
-use super::topology::{Presence, Thing, Topology};
+use super::topology::{EXPIRED, Presence, Thing, Topology};
 use super::{Error, Settings, Status};
 use crate::metrics::Metrics;
 use crate::worker::mailbox::{Delivery, Posting};
@@ -216,12 +217,22 @@ impl Keeper {
             .into_iter()
             .map(|inbox| inbox.serve(self.deliveries.clone(), self.phase.clone(), Arc::clone(&self.metrics)))
             .collect();
+        let expired_told = self.diary.optional.contains(&Thing::Queue(EXPIRED.to_owned()));
+        let mut expired = std::pin::pin!(read_expired(
+            consume,
+            aside(self.settings.prefetch),
+            self.deliveries.as_ref().map(mpsc::Sender::downgrade),
+            self.phase.clone(),
+            Arc::clone(&self.metrics),
+            expired_told,
+        ));
+        let mut answered = false;
         let mut outbox = std::pin::pin!(outbox.serve(&mut self.postings, self.phase.clone()));
         let mut published = false;
         let mut goodbye = std::pin::pin!(closing_overdue(self.phase.clone()));
         let [heard_consuming, heard_publishing] = &mut events;
         loop {
-            if published && inboxes.is_empty() && phase_of(&self.phase) == Phase::Closing {
+            if published && answered && inboxes.is_empty() && phase_of(&self.phase) == Phase::Closing {
                 return Ok(());
             }
             tokio::select! {
@@ -234,6 +245,7 @@ impl Keeper {
                     }
                 }
                 Some(ended) = inboxes.next(), if !inboxes.is_empty() => ended?,
+                () = &mut expired, if !answered => answered = true,
                 ended = &mut outbox, if !published => {
                     ended?;
                     published = true;
@@ -261,7 +273,8 @@ impl Keeper {
         let outbox = Outbox::open(publish, exchange, metrics, unix_seconds).await?;
         let mut inboxes = Vec::new();
         if phase_of(&self.phase) == Phase::Running {
-            let prefetch = share(self.settings.prefetch, self.settings.invites.len());
+            let rest = self.settings.prefetch - aside(self.settings.prefetch);
+            let prefetch = share(rest, self.settings.invites.len());
             for queue in &self.settings.invites {
                 inboxes.push(Inbox::open(consume, queue, prefetch).await?);
             }
@@ -279,6 +292,12 @@ impl Keeper {
         }
         self.diary.optional(&presence.optional);
     }
+}
+
+/// The part of the prefetch that is for what the broker gave up on. Its answers take no push, so that few at once are many
+/// a second, and however long that queue is, the invites keep the rest.
+fn aside(prefetch: u16) -> u16 {
+    (prefetch / 20).max(1)
 }
 
 /// The prefetch of each of `queues` consumers, so that together they keep to `prefetch`.
@@ -411,6 +430,9 @@ mod tests {
         assert_eq!(share(500, 3), 166);
         assert_eq!(share(1, 3), 1);
         assert_eq!(share(7, 0), 7);
+        for (prefetch, kept) in [(1, 1), (2, 1), (39, 1), (500, 25), (2000, 100)] {
+            assert_eq!(aside(prefetch), kept);
+        }
     }
 
     #[test]

@@ -165,7 +165,8 @@ impl Topology {
             queue(
                 EXPIRED,
                 with(&[("x-dead-letter-exchange", Text("")), ("x-dead-letter-routing-key", Text(DEAD))]),
-                true,
+                // Without it, what the broker gives up on is not answered; all else is.
+                false,
             ),
             queue(OUTCOMES, vec![quorum], true),
             queue(INVALID_TOKENS, vec![quorum], true),
@@ -279,18 +280,20 @@ pub struct Presence {
     pub there: Vec<Thing>,
     /// Missing, and nothing works without.
     pub needed: Vec<Thing>,
-    /// Missing, and the worker does without: ended calls are not seen, or no live copies are asked for.
+    /// Missing, and the worker does without: what the broker gave up on is not answered, ended calls are not seen, or no
+    /// live copies are asked for.
     pub optional: Vec<Thing>,
 }
 
-enum Look {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
     There,
     Missing,
     /// The broker does not tell this user; consuming or publishing will.
     Hidden,
 }
 
-async fn look(channel: &Channel, thing: &Thing) -> Result<Look, Error> {
+pub(super) async fn look(channel: &Channel, thing: &Thing) -> Result<Look, Error> {
     let looked = timeout(ANSWER, async {
         match thing {
             Thing::Exchange(name) => {
@@ -459,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn ended_calls_and_unasked_live_copies_are_optional() {
+    fn what_ringing_does_without_is_optional() {
         let optional = |live| {
             let things: Vec<_> = Topology::of(&Settings { live, ..settings() })
                 .things()
@@ -468,8 +471,9 @@ mod tests {
                 .collect();
             things.join(", ")
         };
-        assert_eq!(optional(false), "exchange ringcast.live, exchange ringcast.ended, queue ringcast.ended");
-        assert_eq!(optional(true), "exchange ringcast.ended, queue ringcast.ended");
+        let queues = "queue ringcast.expired, queue ringcast.ended";
+        assert_eq!(optional(false), format!("exchange ringcast.live, exchange ringcast.ended, {queues}"));
+        assert_eq!(optional(true), format!("exchange ringcast.ended, {queues}"));
     }
 
     #[test]

@@ -157,7 +157,14 @@ async fn pump(
                 (Some(body), Some(sender)) => {
                     number += 1;
                     let receipt = Receipt::new(number, settle.clone());
-                    let delivery = Delivery { body, properties: Properties::default(), redelivered: false, receipt };
+                    let delivery = Delivery {
+                        body,
+                        properties: Properties::default(),
+                        redelivered: false,
+                        returned: None,
+                        given_up: None,
+                        receipt,
+                    };
                     unsettled += 1;
                     if sender.send(delivery).await.is_err() {
                         deliveries = None;

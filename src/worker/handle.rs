@@ -9,11 +9,13 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::bar::Bar;
 use super::dispatch::{Dispatched, dispatch};
 use super::gateway::{Gateway, Push, Trail};
 use super::invalidation::{self, Invalidation};
 use super::ledger::{Admission, Known, Ticket};
 use super::mailbox::{Delivery, Properties, Publication, PublishError, Receipt, Route};
+use super::poison::{is_poison, is_unreadable};
 use super::report;
 use super::run::Worker;
 use crate::domain::id::{ApnsId, Identity};
@@ -31,12 +33,29 @@ const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause before a result is published again.
 const UNCONFIRMED_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// When an invite was taken, on both clocks, and whether for the first time.
+/// When an invite was taken, on both clocks, and what its delivery says.
 #[derive(Clone, Copy)]
 struct Taken {
     at: Instant,
     on: Timestamp,
     redelivered: bool,
+    /// Whatever the invite is, it is not rung.
+    bar: Option<Bar>,
+    /// How often its handler died here.
+    deaths: u32,
+}
+
+impl Taken {
+    /// `possible` where somebody may have rung before, and this worker does not know.
+    fn earlier_attempt(&self) -> Option<&'static str> {
+        (self.redelivered || self.bar.is_some() || self.deaths > 0).then_some("possible")
+    }
+
+    /// The same, if its handler died here so often, and the broker says that it came back so often.
+    fn suspect(self, deaths: u32, returned: Option<u32>) -> Self {
+        let poison = is_poison(deaths, returned).then_some(Bar::Poison(deaths));
+        Self { bar: self.bar.or(poison), deaths, ..self }
+    }
 }
 
 /// How the handling of a delivery ended.
@@ -56,7 +75,7 @@ pub(super) async fn handle<G: Gateway>(
     delivery: Delivery,
     mut stop: watch::Receiver<bool>,
 ) -> Fate {
-    let Delivery { body, properties, redelivered, receipt } = delivery;
+    let Delivery { body, properties, redelivered, returned, given_up, receipt } = delivery;
     if !receipt.is_live() {
         return Fate::Handled;
     }
@@ -64,8 +83,16 @@ pub(super) async fn handle<G: Gateway>(
         receipt.give_back();
         return Fate::GivenBack;
     }
-    let taken = Taken { at: Instant::now(), on: worker.now(), redelivered };
     let identity = Identity::of(properties.message_id.as_deref(), &body);
+    let taken = Taken {
+        at: Instant::now(),
+        on: worker.now(),
+        redelivered,
+        bar: given_up.map(Bar::from),
+        deaths: worker.poison.deaths(&identity),
+    };
+    // Made after the receipt, it is dropped before it.
+    let _witness = worker.poison.witness(identity);
     match read(worker, &body, &properties, taken) {
         Err(malformed) => {
             let outcome = refuse(worker, &identity, &malformed, &properties, taken);
@@ -80,7 +107,11 @@ pub(super) async fn handle<G: Gateway>(
         }
         Ok(invite) => {
             drop(body);
-            let known = match worker.ledger.admit(identity).await {
+            let admission = worker.ledger.admit(identity).await;
+            // Only now: while it waited for a copy of it, that one may have died.
+            let taken = taken.suspect(worker.poison.deaths(&identity), returned);
+            let poison = matches!(taken.bar, Some(Bar::Poison(_)));
+            let known = match admission {
                 Admission::Known(known) => known,
                 Admission::New(ticket) => {
                     let rung = ring(worker, &invite, identity, ticket, &properties, taken, &mut stop).await;
@@ -91,9 +122,16 @@ pub(super) async fn handle<G: Gateway>(
                     known
                 }
             };
+            if !poison {
+                worker.poison.forget(&identity);
+            }
             if confirm(worker, &known.publications, &receipt).await {
                 reply(worker, &properties, &known.publications[0]);
-                receipt.ack();
+                if poison {
+                    receipt.reject();
+                } else {
+                    receipt.ack();
+                }
             }
         }
     }
@@ -107,6 +145,12 @@ fn read<G>(
     properties: &Properties,
     taken: Taken,
 ) -> Result<Invite, Malformed> {
+    if is_unreadable(taken.deaths) {
+        return Err(Malformed::unread(format!(
+            "its handler died in this worker even while it was only to be answered (deaths: {}); it is not read again",
+            taken.deaths
+        )));
+    }
     if let Some(encoding) = &properties.content_encoding {
         let shown: String = encoding.chars().take(32).collect();
         return Err(Malformed::unread(format!(
@@ -117,7 +161,8 @@ fn read<G>(
     if invite.unknown_fields > 0 {
         worker.metrics.unknown_fields(invite.unknown_fields);
     }
-    if let Some(created_at) = invite.created_at {
+    // How long those lay that the broker gave up on says nothing of this worker.
+    if let (Some(created_at), None) = (invite.created_at, taken.bar) {
         worker.metrics.stage("queue", taken.on.since(created_at));
     }
     if let Some(ahead) = invite.skew(taken.on) {
@@ -146,11 +191,12 @@ async fn ring<G: Gateway>(
 ) -> Option<Arc<Known>> {
     let left = invite.deadline.since(taken.on);
     let in_time = !left.is_zero() && left >= worker.settings.ring_time_min;
-    let body = if in_time { push::build_body(invite) } else { Ok(Bytes::new()) };
+    let bar = taken.bar.or((!in_time).then_some(Bar::Late(Stage::Queue)));
+    let body = if bar.is_none() { push::build_body(invite) } else { Ok(Bytes::new()) };
     let times =
         Times { deadline: taken.at + left, answer_by: taken.at + left + worker.settings.answer_grace };
 
-    let plan = |device| plan(invite, device, &mut ticket, in_time, &body, times);
+    let plan = |device| plan(invite, device, &mut ticket, bar, &body, times);
     let plans: Vec<Plan> = invite.devices.iter().map(plan).collect();
     let dispatches = invite.devices.iter().zip(&plans).map(|(device, plan)| async move {
         match plan {
@@ -179,7 +225,8 @@ async fn ring<G: Gateway>(
     }
     let result = InviteResult::of(&devices);
     worker.metrics.invite(Some(&invite.app.name), result.as_str());
-    report::tell_failure(invite, result, &devices);
+    let error = bar.and_then(Bar::error);
+    report::tell_failure(invite, result, error.as_deref(), &devices);
     let outcome = Outcome {
         kind: outcome::KIND,
         call_id: Some(invite.call_id),
@@ -190,8 +237,8 @@ async fn ring<G: Gateway>(
         received_at: taken.on,
         settled_at: worker.now(),
         redelivered: taken.redelivered,
-        earlier_attempt: taken.redelivered.then_some("possible"),
-        error: None,
+        earlier_attempt: taken.earlier_attempt(),
+        error,
         devices: Some(devices),
     };
     let mut publications = vec![publish_outcome(&identity, &outcome, Some(&invite.app.name))];
@@ -263,7 +310,7 @@ fn plan(
     invite: &Invite,
     device: &Device,
     ticket: &mut Ticket,
-    in_time: bool,
+    bar: Option<Bar>,
     body: &Result<Bytes, String>,
     times: Times,
 ) -> Plan {
@@ -274,14 +321,17 @@ fn plan(
         outcome.error = error;
         Plan::Settled(Box::new(outcome))
     };
-    if !in_time {
-        return settled("expired", Action::None, Some(Stage::Queue), None);
+    if let Some(Bar::Late(stage)) = bar {
+        return settled("expired", Action::None, Some(stage), None);
     }
     if let Some(fault) = &device.fault {
         return settled("rejected", Action::FixInvite, None, Some(fault.clone()));
     }
     if device.duplicate {
         return settled("duplicate", Action::None, None, None);
+    }
+    if bar.is_some() {
+        return settled("failed", Action::None, None, None);
     }
     let body = match body {
         Ok(body) => body.clone(),

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-/// One message from an invites queue. It stays unacknowledged until its [`Receipt`] is settled.
+/// One message from an invites queue, or one that the broker gave up on. It stays unacknowledged until its [`Receipt`] is settled.
 #[derive(Debug)]
 pub struct Delivery {
     /// The message body as it came.
@@ -16,6 +16,10 @@ pub struct Delivery {
     pub properties: Properties,
     /// The broker says that this message was delivered before, to whomever.
     pub redelivered: bool,
+    /// How often it was returned to its queue before, for whatever reason, where the broker counts.
+    pub returned: Option<u32>,
+    /// The broker gave the message up: it is answered, and never pushed.
+    pub given_up: Option<GivenUp>,
     /// Settles the delivery. It travels with the work.
     pub receipt: Receipt,
 }
@@ -37,12 +41,23 @@ pub struct Properties {
     pub tracestate: Option<String>,
 }
 
+/// Why the broker gave a message up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GivenUp {
+    /// It waited longer than its time to live.
+    Expired,
+    /// It was returned to its queue more often than the queue's delivery limit allows.
+    DeliveryLimit,
+    /// It lies among those given up, and does not say why.
+    Unsaid,
+}
+
 /// What the broker is told about one delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
     /// Done: everything it caused was confirmed. `basic.ack`.
     Ack,
-    /// Unreadable, and its outcome was confirmed: dead-letter the original. `basic.reject`, no requeue.
+    /// Unreadable or poison, and its outcome was confirmed: dead-letter the original. `basic.reject`, no requeue.
     Reject,
     /// Its handler died: somebody should try again, and it counts towards the delivery limit. `basic.reject`, requeue.
     Requeue,
@@ -71,7 +86,7 @@ impl Receipt {
         self.settle(Settlement::Ack);
     }
 
-    /// The delivery is unreadable and its outcome was confirmed.
+    /// The delivery is unreadable or poison, and its outcome was confirmed.
     pub fn reject(self) {
         self.settle(Settlement::Reject);
     }

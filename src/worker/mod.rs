@@ -1,11 +1,13 @@
 //! The core: what happens to one invite between its delivery and its ack.
 
+mod bar;
 mod dispatch;
 pub mod gateway;
 mod handle;
 mod invalidation;
 mod ledger;
 pub mod mailbox;
+mod poison;
 mod report;
 mod run;
 

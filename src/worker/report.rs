@@ -29,14 +29,19 @@ impl Seldom {
 }
 
 /// Tells that an invite did not ring, and why. A refusal that other settings would mend is a warning.
-pub(super) fn tell_failure(invite: &Invite, result: InviteResult, devices: &[DeviceOutcome]) {
+pub(super) fn tell_failure(
+    invite: &Invite,
+    result: InviteResult,
+    error: Option<&str>,
+    devices: &[DeviceOutcome],
+) {
     let said = match result {
         InviteResult::Accepted | InviteResult::Duplicate => return,
         InviteResult::Unknown => "nobody knows whether the call rang",
         InviteResult::Expired => "the call expired before it could ring",
         _ => "the call did not ring",
     };
-    let why = reasons(devices);
+    let why = error.map_or_else(|| reasons(devices), str::to_owned);
     let (call, app, result) = (invite.call_id, invite.app.name.as_str(), result.as_str());
     if devices.iter().any(|device| device.action == Action::FixConfig.as_str()) {
         tracing::warn!(call.id = %call, app, result, why, "{said}: Apple refuses a setting; see the reason");

@@ -10,6 +10,7 @@ use super::gateway::{Gateway, KeyIds};
 use super::handle::{Fate, handle};
 use super::ledger::Ledger;
 use super::mailbox::{Delivery, Outbox};
+use super::poison::Poison;
 use super::report::Seldom;
 use crate::clock::Clock;
 use crate::domain::app::App;
@@ -27,6 +28,7 @@ pub struct Worker<G> {
     pub(super) copies_live: bool,
     pub(super) outbox: Outbox,
     pub(super) ledger: Ledger,
+    pub(super) poison: Poison,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
     pub(super) jitter: Jitter,
@@ -59,7 +61,7 @@ impl<G: Gateway> Worker<G> {
             invite_bytes_max: settings.invite_bytes_max,
             deadline_max: settings.deadline_max,
         };
-        let ledger = Ledger::new(prefetch.saturating_mul(PREFETCHES_REMEMBERED));
+        let remembered = prefetch.saturating_mul(PREFETCHES_REMEMBERED);
         Self {
             gateway,
             settings,
@@ -67,7 +69,8 @@ impl<G: Gateway> Worker<G> {
             key_ids,
             copies_live,
             outbox,
-            ledger,
+            ledger: Ledger::new(remembered),
+            poison: Poison::new(remembered),
             clock,
             metrics,
             jitter,
@@ -125,8 +128,8 @@ pub async fn run<G: Gateway>(
     }
 }
 
-/// A handler that died dropped its receipt on the way: the broker gives the invite to somebody else. Gives 1 for an invite
-/// that was given back.
+/// A handler that died dropped its receipt on the way: the broker gives the invite to somebody else, or to us again. Gives 1
+/// for an invite that was given back.
 fn report<G>(worker: &Worker<G>, ended: Result<Fate, JoinError>) -> usize {
     match ended {
         Ok(fate) => usize::from(fate == Fate::GivenBack),
@@ -135,5 +138,87 @@ fn report<G>(worker: &Worker<G>, ended: Result<Fate, JoinError>) -> usize {
             tracing::error!(error = %error, "the handler of an invite died; the invite is requeued");
             0
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::super::gateway::Push;
+    use super::super::mailbox::{Properties, Receipt, Settlement, outbox};
+    use super::*;
+    use crate::domain::id::Identity;
+    use crate::domain::policy::PushError;
+    use crate::domain::response::Response;
+
+    struct Nobody;
+
+    impl Gateway for Nobody {
+        async fn push(&self, push: &Push) -> Result<Response, PushError> {
+            panic!("{push:?} is pushed")
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_invite_whose_answer_is_deadly_is_not_read_again() {
+        let settings = Settings {
+            name: "worker".into(),
+            devices_max: 1,
+            invite_bytes_max: 1024,
+            deadline_max: Duration::from_mins(5),
+            ring_time_min: Duration::ZERO,
+            attempts_max: 1,
+            answer_grace: Duration::ZERO,
+        };
+        let (outbox, mut postings) = outbox(1);
+        let (clock, jitter) = (Clock::simulated(0), Jitter::seeded(1));
+        let metrics = Metrics::new();
+        let worker = Worker::new(
+            Nobody,
+            settings,
+            vec![],
+            KeyIds::default(),
+            false,
+            1,
+            outbox,
+            clock,
+            metrics,
+            jitter,
+        );
+        let body = Bytes::from_static(b"{}");
+        let identity = Identity::of(None, &body);
+        for _ in 0..3 {
+            let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let _witness = worker.poison.witness(identity);
+                panic!("a handler dies, on purpose");
+            }));
+            assert!(died.is_err());
+        }
+        let (deliveries, delivered) = mpsc::channel(1);
+        let (settle, mut settled) = mpsc::channel(1);
+        let delivery = Delivery {
+            body,
+            properties: Properties::default(),
+            redelivered: true,
+            returned: Some(3),
+            given_up: None,
+            receipt: Receipt::new(1, settle),
+        };
+        deliveries.send(delivery).await.expect("there is room");
+        drop(deliveries);
+        let (_stop, stopped) = watch::channel(false);
+        let publisher = async {
+            let posting = postings.recv().await.expect("an outcome");
+            assert_eq!(posting.answer.send(Ok(())), Ok(()));
+            posting.publication
+        };
+        let ((), outcome) = tokio::join!(run(Arc::new(worker), delivered, stopped), publisher);
+        assert_eq!(outcome.message_id, identity.outcome_id().to_string());
+        let text = String::from_utf8_lossy(&outcome.body).into_owned();
+        assert!(text.contains(r#""result":"malformed""#) && text.contains("not read again"), "{text}");
+        assert_eq!(settled.recv().await, Some((1, Settlement::Reject)));
     }
 }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "these are tests, the functions between them included")]
 
+mod expired;
 mod flow;
 mod loss;
 mod odd;

@@ -19,6 +19,7 @@ mod client;
 mod client_certificate;
 mod contract;
 mod credential;
+mod expired;
 mod foreign;
 mod health;
 mod http;

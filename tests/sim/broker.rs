@@ -25,6 +25,8 @@ pub struct Message {
     pub amqp_id: Option<String>,
     pub body: Bytes,
     pub redelivered: bool,
+    /// How often it came back to the queue.
+    pub returned: u32,
 }
 
 impl Message {
@@ -148,6 +150,8 @@ impl Broker {
                         body: message.body.clone(),
                         properties: Properties { message_id: message.amqp_id.clone(), ..Properties::default() },
                         redelivered: message.redelivered,
+                        returned: Some(message.returned),
+                        given_up: None,
                         receipt,
                     };
                     let happening = Happening::Delivered {
@@ -166,6 +170,7 @@ impl Broker {
         state.unacked -= unacked.len();
         for (_, mut message) in unacked.into_iter().rev() {
             message.redelivered = true;
+            message.returned += 1;
             state.ready.push_front(message);
         }
         self.0.arrived.notify_one();
@@ -219,6 +224,7 @@ impl Broker {
         state.unacked -= 1;
         if matches!(settlement, Settlement::Requeue | Settlement::GiveBack) {
             message.redelivered = true;
+            message.returned += 1;
             state.ready.push_front(message);
             self.0.arrived.notify_one();
         }

@@ -17,6 +17,7 @@ mod incident;
 mod named;
 mod network;
 mod plan;
+mod poison;
 mod rotation;
 mod stalled;
 mod world;

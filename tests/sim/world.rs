@@ -190,6 +190,7 @@ async fn live(seed: u64, plan: Plan) -> History {
                 amqp_id: planned.amqp_id.clone(),
                 body: planned.body.clone().into(),
                 redelivered: false,
+                returned: 0,
             };
             messages.push(message.clone());
             world.broker.publish(message);

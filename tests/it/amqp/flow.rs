@@ -61,6 +61,23 @@ async fn deliveries_are_settled_in_any_order_and_way() {
 }
 
 #[tokio::test]
+async fn a_delivery_says_how_often_it_came_back() {
+    let vhost = Vhost::new().await;
+    let mut rig = Rig::start_consuming(settings(vhost.uri()), 10).await;
+    let peer = Peer::new(&vhost.uri()).await;
+    peer.fill("ringcast.invites", ["1".to_owned()]).await;
+    for returns in 0..3 {
+        let delivery = rig.next().await;
+        // Before the first return, brokers say 0 or nothing.
+        assert_eq!(delivery.returned.unwrap_or_default(), returns);
+        assert_eq!(delivery.redelivered, returns > 0);
+    }
+    rig.next().await.receipt.reject();
+    peer.await_ready("ringcast.dead", 1).await;
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn an_ack_behind_a_slow_invite_is_not_kept_back() {
     let vhost = Vhost::new().await;
     let mut all = settings(vhost.uri());
@@ -176,7 +193,8 @@ async fn several_queues_share_the_worker_and_the_prefetch() {
     let vhost = Vhost::new().await;
     let mut all = settings(vhost.uri());
     all.invites = vec!["ringcast.invites".into(), "vip".into()];
-    all.prefetch = 10;
+    // One is kept for what the broker gave up on.
+    all.prefetch = 11;
     let mut rig = Rig::start_consuming(all, 100).await;
     let peer = Peer::new(&vhost.uri()).await;
     peer.fill("ringcast.invites", (0..20).map(|n| n.to_string())).await;

@@ -15,7 +15,8 @@ async fn draining_gives_back_what_was_not_begun_and_settles_the_rest() {
     let peer = Peer::new(&vhost.uri()).await;
     peer.fill("ringcast.invites", (0..200).map(|n| n.to_string())).await;
     let begun = [rig.next().await, rig.next().await, rig.next().await];
-    rig.await_metric("ringcast_amqp_unsettled 100").await;
+    // A twentieth is kept for what the broker gave up on.
+    rig.await_metric("ringcast_amqp_unsettled 95").await;
     rig.phase.send_replace(Phase::Draining);
     // Those that wait in the flow are the worker's to give back.
     let mut unstarted = 0;

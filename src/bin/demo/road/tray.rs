@@ -100,7 +100,7 @@ async fn carry(
         unsettled.insert(tag, (number, body.clone()));
         let properties = Properties { correlation_id: Some(number.to_string()), ..Properties::default() };
         let receipt = Receipt::new(tag, settle.clone());
-        let delivery = Delivery { body, properties, redelivered, receipt };
+        let delivery = Delivery { body, properties, redelivered, returned: None, given_up: None, receipt };
         // A worker that stops takes no more: the invite counts as left.
         let _ = ends.deliveries.send(delivery).await;
     }

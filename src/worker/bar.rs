@@ -1,0 +1,51 @@
+//! Why an invite is answered without a push, whatever its devices are.
+
+use super::mailbox::GivenUp;
+use crate::domain::policy::Stage;
+
+/// What stands between an invite and its ringing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bar {
+    /// No time is left, or the broker says so.
+    Late(Stage),
+    /// The broker gave it up after too many deliveries.
+    DeliveryLimit,
+    /// The broker gave it up and does not say why.
+    Unsaid,
+    /// Its handler died here before, this often.
+    Poison(u32),
+}
+
+impl Bar {
+    /// What the outcome says in its `error`. Being late is no error of anybody's, and the devices' stage says where.
+    pub(super) fn error(self) -> Option<String> {
+        let error = match self {
+            Self::Late(_) => return None,
+            Self::DeliveryLimit => {
+                "the broker gave it up: it came back to its queue more often than the queue's delivery limit \
+                 allows, because connections or workers died over it; whether it rang is not known"
+            }
+            Self::Poison(deaths) => {
+                return Some(format!(
+                    "handling it failed before: its handler died in this worker (deaths: {deaths}); it is not tried \
+                     again"
+                ));
+            }
+            Self::Unsaid => {
+                "it lies among the messages that the broker gave up on, and its header x-first-death-reason does \
+                 not say why; invites go to an invites queue"
+            }
+        };
+        Some(error.to_owned())
+    }
+}
+
+impl From<GivenUp> for Bar {
+    fn from(why: GivenUp) -> Self {
+        match why {
+            GivenUp::Expired => Self::Late(Stage::Broker),
+            GivenUp::DeliveryLimit => Self::DeliveryLimit,
+            GivenUp::Unsaid => Self::Unsaid,
+        }
+    }
+}

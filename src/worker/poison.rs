@@ -1,0 +1,148 @@
+//! Which invites make their handler die, so that they are not handled for ever.
+//!
+//! Poison is what *died here*, not what came often: the broker's count also rises with every lost connection (and, before
+//! RabbitMQ 4.3, with every planned give-back), and an innocent invite that was on its way through three of them must still
+//! ring. So an invite counts as poison only in a worker that saw its handler die, from the third delivery on, whoever had
+//! the first two. A worker without such a memory tries once, and knows then. That costs at most one death per worker more;
+//! a process that dies of an invite remembers nothing, and for that there is the queue's delivery limit, whose answer is
+//! given without a push.
+
+use std::collections::{HashMap, VecDeque};
+
+use parking_lot::Mutex;
+
+use crate::domain::id::Identity;
+
+/// Deliveries that a poisonous invite gets before it is answered without being handled.
+const TRIALS: u32 = 2;
+
+/// The memory of one worker: how often the handler of an invite died. Bounded: the oldest are forgotten.
+#[derive(Debug)]
+pub(super) struct Poison(Mutex<Table>);
+
+#[derive(Debug)]
+struct Table {
+    entries_max: usize,
+    deaths: HashMap<Identity, u32>,
+    /// Oldest first.
+    order: VecDeque<Identity>,
+}
+
+/// Stands beside a handler, and notes when it dies.
+#[derive(Debug)]
+pub(super) struct Witness<'p> {
+    poison: &'p Poison,
+    identity: Identity,
+}
+
+impl Poison {
+    /// A memory of this many invites.
+    pub(super) fn new(entries_max: usize) -> Self {
+        let entries_max = entries_max.max(1);
+        Self(Mutex::new(Table { entries_max, deaths: HashMap::new(), order: VecDeque::new() }))
+    }
+
+    /// Notes it if the handler dies while the witness is there. The receipt must outlive it: what comes again is known then.
+    pub(super) fn witness(&self, identity: Identity) -> Witness<'_> {
+        Witness { poison: self, identity }
+    }
+
+    /// How often the handler of this invite died here.
+    pub(super) fn deaths(&self, identity: &Identity) -> u32 {
+        self.0.lock().deaths.get(identity).copied().unwrap_or_default()
+    }
+
+    /// It was handled after all.
+    pub(super) fn forget(&self, identity: &Identity) {
+        let mut table = self.0.lock();
+        if table.deaths.remove(identity).is_some() {
+            table.order.retain(|other| other != identity);
+        }
+    }
+
+    fn note(&self, identity: Identity) {
+        let mut table = self.0.lock();
+        let deaths = table.deaths.entry(identity).or_default();
+        *deaths = deaths.saturating_add(1);
+        if *deaths == 1 {
+            table.order.push_back(identity);
+        }
+        if table.order.len() > table.entries_max
+            && let Some(oldest) = table.order.pop_front()
+        {
+            table.deaths.remove(&oldest);
+        }
+    }
+}
+
+impl Drop for Witness<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.poison.note(self.identity);
+        }
+    }
+}
+
+/// Whether an invite is not to be handled again, by how often its handler died here and how often the broker says that it
+/// was returned before; not every broker counts.
+pub(super) fn is_poison(deaths: u32, returned: Option<u32>) -> bool {
+    deaths > 0 && returned.unwrap_or_default().max(deaths) >= TRIALS
+}
+
+/// Whether its handler died even while it was only to be answered: then it is not so much as read.
+pub(super) fn is_unreadable(deaths: u32) -> bool {
+    deaths > TRIALS
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    fn identity(name: &str) -> Identity {
+        Identity::of(Some(name), b"")
+    }
+
+    fn die(poison: &Poison, name: &str) {
+        let died = catch_unwind(AssertUnwindSafe(|| {
+            let _witness = poison.witness(identity(name));
+            panic!("a handler dies, on purpose");
+        }));
+        assert!(died.is_err());
+    }
+
+    #[test]
+    fn poison_is_what_died_here_and_came_a_third_time() {
+        // Innocent, however often it was returned.
+        assert!(!is_poison(0, None) && !is_poison(0, Some(2)) && !is_poison(0, Some(19)));
+        // Died here once, as the first or second delivery.
+        assert!(!is_poison(1, Some(0)) && !is_poison(1, Some(1)) && !is_poison(1, None));
+        // Others had the first ones; or all died here, where the broker does not count.
+        assert!(is_poison(1, Some(2)) && is_poison(2, None) && is_poison(2, Some(1)));
+        assert!(!is_unreadable(2) && is_unreadable(3));
+    }
+
+    #[test]
+    fn deaths_are_noted_and_nothing_else() {
+        let poison = Poison::new(2);
+        drop(poison.witness(identity("a")));
+        assert_eq!(poison.deaths(&identity("a")), 0);
+        die(&poison, "a");
+        die(&poison, "a");
+        assert_eq!((poison.deaths(&identity("a")), poison.deaths(&identity("b"))), (2, 0));
+        poison.forget(&identity("a"));
+        assert_eq!(poison.deaths(&identity("a")), 0);
+        assert!(poison.0.lock().order.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_deaths_are_forgotten() {
+        let poison = Poison::new(2);
+        for name in ["a", "b", "a", "c"] {
+            die(&poison, name);
+        }
+        let deaths = ["a", "b", "c"].map(|name| poison.deaths(&identity(name)));
+        assert_eq!(deaths, [0, 1, 1]);
+    }
+}
