@@ -58,7 +58,7 @@ pub(super) fn announce(
         route: Route::Results(format!("invalid_token.{}", invite.app.name)),
         kind: token_event::KIND,
         message_id: identity.token_event_id(&device.token).to_string(),
-        body: super::handle::to_json(&event),
+        body: super::publish::to_json(&event),
         correlation_id: None,
         traceparent: None,
         tracestate: None,

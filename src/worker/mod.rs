@@ -8,6 +8,7 @@ mod invalidation;
 mod ledger;
 pub mod mailbox;
 mod poison;
+mod publish;
 mod report;
 mod run;
 

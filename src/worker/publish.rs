@@ -1,0 +1,103 @@
+//! Results on their way out: made, published until the broker has confirmed them, and copied to whoever asked.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use super::mailbox::{Properties, Publication, PublishError, Receipt, Route};
+use super::run::Worker;
+use crate::domain::id::Identity;
+use crate::domain::outcome::{self, Outcome};
+use crate::pause::Pause;
+
+/// The pause after a result that nobody took; it doubles up to [`UNCONFIRMED_PAUSE_MAX`].
+const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause before a result is published again.
+const UNCONFIRMED_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// An outcome, ready to be published.
+pub(super) fn publish_outcome(identity: &Identity, outcome: &Outcome, app: Option<&str>) -> Publication {
+    Publication {
+        route: Route::Results(format!("outcome.{}", app.unwrap_or("malformed"))),
+        kind: outcome::KIND,
+        message_id: identity.outcome_id().to_string(),
+        body: to_json(outcome),
+        correlation_id: None,
+        traceparent: None,
+        tracestate: None,
+    }
+}
+
+/// Carries the invite's trace and correlation to a result.
+pub(super) fn carry(properties: &Properties, publication: &mut Publication) {
+    publication.correlation_id.clone_from(&properties.correlation_id);
+    publication.traceparent.clone_from(&properties.traceparent);
+    publication.tracestate.clone_from(&properties.tracestate);
+}
+
+/// Copies the outcome to the queue that the publisher asked for.
+pub(super) fn reply<G>(worker: &Worker<G>, properties: &Properties, outcome: &Publication) {
+    if let Some(queue) = &properties.reply_to {
+        worker.outbox.copy(Publication { route: Route::Reply(queue.clone()), ..outcome.clone() });
+    }
+}
+
+/// Publishes until the broker has confirmed all, as long as the delivery can still be settled. False: it cannot, and the
+/// broker gives it to somebody else.
+pub(super) async fn confirm<G>(worker: &Worker<G>, publications: &[Publication], receipt: &Receipt) -> bool {
+    let started = Instant::now();
+    let confirmed = join_all(publications.iter().map(|result| confirm_one(worker, result, receipt))).await;
+    worker.metrics.stage("confirm", started.elapsed());
+    confirmed.into_iter().all(|confirmed| confirmed)
+}
+
+async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: &Receipt) -> bool {
+    let mut pause = Pause::new(UNCONFIRMED_PAUSE, UNCONFIRMED_PAUSE_MAX, worker.jitter.clone());
+    loop {
+        // While the broker takes nothing, only the end of the delivery ends the wait.
+        let published = tokio::select! {
+            biased;
+            published = worker.outbox.publish(publication.clone()) => published,
+            () = receipt.gone() => return false,
+        };
+        match published {
+            Ok(()) => {
+                if let (true, Route::Results(key)) = (worker.copies_live, &publication.route) {
+                    worker
+                        .outbox
+                        .copy(Publication { route: Route::Live(key.clone()), ..publication.clone() });
+                }
+                return true;
+            }
+            Err(_) if !receipt.is_live() => return false,
+            Err(error @ (PublishError::Returned(_) | PublishError::Nacked)) => {
+                let pause = pause.lengthen();
+                // Every invite meets it at once; the metric counts them all.
+                if worker.untaken_told.is_due() {
+                    tracing::warn!(
+                        amqp.message_id = publication.message_id,
+                        kind = publication.kind,
+                        error = %error,
+                        "results are not taken; their invites stay unacknowledged until `ringcast topology declare` \
+                         or the like mends it"
+                    );
+                }
+                sleep(pause).await;
+            }
+            Err(PublishError::Lost) => sleep(pause.lengthen()).await,
+        }
+    }
+}
+
+/// A result as JSON. Our own types of texts and numbers: writing them to memory cannot fail.
+pub(super) fn to_json(result: &impl Serialize) -> Bytes {
+    /// An outcome with two devices; it grows where there are more.
+    const BYTES: usize = 1024;
+    let mut json = Vec::with_capacity(BYTES);
+    serde_json::to_writer(&mut json, result).expect("texts and numbers written to memory");
+    json.into()
+}
