@@ -68,8 +68,10 @@ async fn the_worker_talks_to_the_broker_over_tls() {
     config.text("amqp", "uri", &format!("amqps://guest:guest@localhost:{}/%2f", broker.port()));
     let mut plain = Worker::start(&place, &config, "plain");
     unready_over(&mut plain, "TLS").await;
+    // The broker may still know those that spoke TLS.
     let connections = list(&broker, "/", "list_connections", &["ssl", "port"]).await;
-    assert!(connections.is_empty(), "nothing falls back to plain text: {connections:?}");
+    let in_plain_text = connections.iter().any(|connection| connection["ssl"] != true);
+    assert!(!in_plain_text, "nothing falls back to plain text: {connections:?}");
 }
 
 #[tokio::test]

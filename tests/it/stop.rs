@@ -51,6 +51,8 @@ async fn a_killed_worker_loses_nothing_and_repeats_only_what_was_unacked() {
 
 /// Prefetched by a worker that can hardly begin them.
 const PREFETCHED: usize = 500;
+/// `amqp.prefetch` for that: a twentieth of it is for what the broker gave up on.
+const PREFETCH_FOR_THEM: usize = 526;
 /// The first connection takes one push at a time and answers so late that another worker can start, and have all that was
 /// given back, before it does.
 const NARROW: &str = "[[connect]]\ndo = \"limit\"\nstreams = 1\ncount = 1\n\n\
@@ -66,7 +68,7 @@ async fn invites_that_wait_for_a_stream_ring_elsewhere_while_the_stopped_worker_
         let mut config = Config::new(&apple);
         config
             .text("amqp", "uri", &uri)
-            .set("amqp", "prefetch", &PREFETCHED.to_string())
+            .set("amqp", "prefetch", &PREFETCH_FOR_THEM.to_string())
             .text("worker", "name", name)
             .text("apns", "request_timeout", "40s");
         config
