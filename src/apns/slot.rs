@@ -161,9 +161,9 @@ impl State {
         })
     }
 
-    /// Takes a slot unless others were here before.
+    /// Takes a slot unless others were here before. Who waits for a sign of life only holds nobody up.
     pub(super) fn take_at_once(&mut self, pool: &Arc<Pool>, ask: Ask) -> Option<Slot> {
-        if !self.waiters.is_empty() {
+        if self.waiters.values().any(|waiter| waiter.ask.lost == 0) {
             return None;
         }
         let slot = self.take(pool, ask);

@@ -39,6 +39,30 @@ fn a_long_way_is_no_reason_to_dial() {
     assert_eq!(history.connections_total, 4, "none was opened for nothing");
 }
 
+/// A call that lost its connection waits for a sign of life of the other one; the next call need not.
+#[test]
+fn a_call_that_waits_for_a_sign_of_life_holds_nobody_up() {
+    let plan = Plan { way: 300 * MS, ..Plan::wide(2, 2) }
+        .event(0, Event::Apple(Fault::close(false).token(&token(2))))
+        .call(0, "warm", 2_000, 20_000, &[0], STARTED_AT)
+        .call(1, "warm too", 2_001, 20_000, &[1], STARTED_AT)
+        .call(2, "lost", 9_000, 3_000, &[2], STARTED_AT);
+    let plan = (3..60).fold(plan, |plan, call| {
+        plan.call(call, &format!("next-{call}"), 9_010 + 10 * (call - 3), 20_000, &[call], STARTED_AT)
+    });
+    let history = tell(plan);
+    let told = told(&history);
+    assert_eq!((told[&token(2)].attempts, told[&token(2)].result.as_str()), (2, "unknown"));
+    let fair = told[&token(0)].took_ms + 50;
+    for call in 3..60 {
+        let told = &told[&token(call)];
+        // Those that were on the lost connection themselves wait like it.
+        if told.attempts == 1 {
+            assert!(told.took_ms <= fair, "call {call}: {} ms, and {fair} would be fair", told.took_ms);
+        }
+    }
+}
+
 #[test]
 fn a_second_of_refused_credentials_costs_seconds() {
     let refused = Fault::answer(403, "InvalidProviderToken");
