@@ -17,6 +17,7 @@ mod certificate;
 mod check;
 mod client;
 mod client_certificate;
+mod cluster;
 mod contract;
 mod credential;
 mod expired;

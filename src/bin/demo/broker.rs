@@ -9,9 +9,10 @@
 
 #![allow(dead_code, reason = "the demo uses one part of it, the integration tests another")]
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio, id};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -36,6 +37,9 @@ const PORTS_BLOCKS: u16 = 600;
 const PROTOCOL_HEADER: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
 /// The type octet of a method frame, with which a server that is ready answers (AMQP 0-9-1, 4.2.3).
 const METHOD_FRAME: u8 = 1;
+
+/// The file of its settings, in its folder.
+const CONFIGURATION: &str = "rabbitmq.conf";
 
 /// `$0` is the node's home folder, `$1` the folder to remove.
 const GUARDIAN: &str = r#"
@@ -85,11 +89,11 @@ pub(crate) enum Error {
         /// The end of its log.
         log: String,
     },
-    /// `rabbitmqctl` said no.
-    #[error("rabbitmqctl {args}: {output}")]
-    Ctl {
-        /// Its arguments.
-        args: String,
+    /// A command-line tool said no.
+    #[error("{command}: {output}")]
+    Tool {
+        /// The tool and its arguments.
+        command: String,
         /// What it printed.
         output: String,
     },
@@ -113,6 +117,8 @@ pub(crate) struct Broker {
     installed: Installed,
     folder: PathBuf,
     ports: Ports,
+    /// The port of the mapper (epmd) that it is found by; nodes of a cluster have one mapper.
+    mapper: u16,
     tls: bool,
     node: Option<Child>,
     /// Its standard input is the pipe that it waits on.
@@ -131,6 +137,13 @@ impl Broker {
     }
 
     async fn launch(tls: Option<&Tls>) -> Result<Option<Self>, Error> {
+        let Some(mut broker) = Self::prepare(tls)? else { return Ok(None) };
+        broker.start_again().await?;
+        Ok(Some(broker))
+    }
+
+    /// A node that was not started yet. `None` where RabbitMQ is not installed.
+    pub(crate) fn prepare(tls: Option<&Tls>) -> Result<Option<Self>, Error> {
         let Some(installed) = Installed::find() else { return Ok(None) };
         let ports = Ports::claim().ok_or(Error::NoPorts)?;
         let folder = std::env::temp_dir().join(format!("ringcast-broker-{}-{}", id(), ports.first));
@@ -146,10 +159,49 @@ impl Broker {
             .spawn()
             .map_err(io_error("start the broker's guardian"))?;
         // From here on every way out goes through `drop`, and so through the guardian.
-        let mut broker = Self { installed, folder, ports, tls: tls.is_some(), node: None, guardian };
+        let mapper = ports.first + 2;
+        let broker = Self { installed, folder, ports, mapper, tls: tls.is_some(), node: None, guardian };
         broker.write_configuration(tls)?;
-        broker.start_again().await?;
         Ok(Some(broker))
+    }
+
+    /// Puts prepared nodes into one cluster: one secret for all, and one port mapper, that of the first. When they start, the
+    /// first founds the cluster, and the others join it.
+    pub(crate) fn unite(nodes: &mut [Self]) -> Result<(), Error> {
+        let Some(mapper) = nodes.first().map(|first| first.mapper) else { return Ok(()) };
+        let peers: Vec<_> = (1..)
+            .zip(&*nodes)
+            .map(|(n, node)| format!("cluster_formation.classic_config.nodes.{n} = {}\n", node.name()))
+            .collect();
+        for (place, node) in nodes.iter_mut().enumerate() {
+            node.mapper = mapper;
+            // Erlang refuses a cookie that others may read.
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o400)
+                .open(node.folder.join("home/.erlang.cookie"))
+                .and_then(|mut file| write!(file, "RINGCAST{mapper}"))
+                .map_err(io_error("write the broker's cookie"))?;
+            if place > 0 {
+                OpenOptions::new()
+                    .append(true)
+                    .open(node.folder.join(CONFIGURATION))
+                    .and_then(|mut file| file.write_all(peers.concat().as_bytes()))
+                    .map_err(io_error("write the broker's configuration"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Its name among Erlang's nodes.
+    pub(crate) fn name(&self) -> String {
+        format!("t{}@localhost", self.ports.first)
+    }
+
+    /// Whether it was started and neither stopped nor killed since.
+    pub(crate) fn runs(&self) -> bool {
+        self.node.is_some()
     }
 
     /// Where clients connect, as `guest`, to the virtual host `/`.
@@ -220,13 +272,19 @@ impl Broker {
 
     /// Runs `rabbitmqctl` on this node and returns what it printed.
     pub(crate) async fn ctl(&self, args: &[&str]) -> Result<String, Error> {
-        let mut command = self.command("rabbitmqctl");
+        self.tool("rabbitmqctl", args).await
+    }
+
+    /// The same with another of its command-line tools.
+    pub(crate) async fn tool(&self, program: &str, args: &[&str]) -> Result<String, Error> {
+        let mut command = self.command(program);
         command.arg("--quiet").args(args);
-        let failed = |output: String| Error::Ctl { args: args.join(" "), output };
+        let failed =
+            |output: String| Error::Tool { command: format!("{program} {}", args.join(" ")), output };
         let run = tokio::task::spawn_blocking(move || command.output());
         let ended = timeout(CTL_WITHIN, run).await.map_err(|_| failed("no answer".to_owned()))?;
         let output =
-            ended.map_err(|died| failed(died.to_string()))?.map_err(io_error("start rabbitmqctl"))?;
+            ended.map_err(|died| failed(died.to_string()))?.map_err(io_error(&format!("start {program}")))?;
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         } else {
@@ -274,7 +332,7 @@ impl Broker {
         let write = |name: &str, text: &str| {
             fs::write(self.folder.join(name), text).map_err(io_error("write the broker's configuration"))
         };
-        write("rabbitmq.conf", &text)?;
+        write(CONFIGURATION, &text)?;
         write("enabled_plugins", "[].\n")
     }
 
@@ -294,13 +352,13 @@ impl Broker {
             .env("HOME", self.folder.join("home"))
             .env("LANG", "C.UTF-8")
             .env("LC_ALL", "C.UTF-8")
-            .env("RABBITMQ_NODENAME", format!("t{}@localhost", ports.first))
+            .env("RABBITMQ_NODENAME", self.name())
             .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_NODE_PORT", ports.amqp().to_string())
             .env("RABBITMQ_DIST_PORT", ports.distribution().to_string())
             .env("RABBITMQ_CTL_DIST_PORT_MIN", (ports.first + 10).to_string())
             .env("RABBITMQ_CTL_DIST_PORT_MAX", (ports.first + 18).to_string())
-            .env("ERL_EPMD_PORT", ports.mapper().to_string())
+            .env("ERL_EPMD_PORT", self.mapper.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_MNESIA_BASE", self.folder.join("mnesia"))
             .env("RABBITMQ_LOG_BASE", self.folder.join("log"))
@@ -374,10 +432,6 @@ impl Ports {
 
     fn distribution(&self) -> u16 {
         self.first + 1
-    }
-
-    fn mapper(&self) -> u16 {
-        self.first + 2
     }
 
     fn amqps(&self) -> u16 {
