@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::apple::Apple;
@@ -76,18 +77,21 @@ impl Cluster {
         }
     }
 
-    /// Waits until all three nodes run and every quorum queue has all its members online: then one node can be taken away,
-    /// and the rest has a majority.
+    /// Waits until every queue of the virtual host `/` has all its members online, streams included: then one node can be
+    /// taken away, and the rest has a majority.
     pub(crate) async fn await_whole(&self) {
         let until = Instant::now() + WHOLE_WITHIN;
-        for node in &self.nodes {
-            assert!(node.runs(), "{} was not started again", node.name());
-            // "Critical" is a node without which a quorum queue (from 4.0 on the metadata, too) has no majority.
-            while let Err(error) = node.tool("rabbitmq-queues", &["check_if_node_is_quorum_critical"]).await {
-                assert!(Instant::now() < until, "not whole in {WHOLE_WITHIN:?}: {error}");
-                sleep(POLL_EVERY).await;
-            }
+        while let Some(queue) = self.lame_queue().await {
+            assert!(Instant::now() < until, "not whole in {WHOLE_WITHIN:?}: {queue}");
+            sleep(POLL_EVERY).await;
         }
+    }
+
+    /// A queue that lacks a member. (`check_if_node_is_quorum_critical` would do, but fails in 4.x over streams after a loss.)
+    async fn lame_queue(&self) -> Option<Value> {
+        let queues = list(self.running(), "/", "list_queues", &["name", "members", "online"]).await;
+        let count = |queue: &Value, column: &str| queue[column].as_array().map_or(0, Vec::len);
+        queues.into_iter().find(|queue| count(queue, "online") < count(queue, "members"))
     }
 }
 
@@ -115,8 +119,7 @@ async fn a_cluster_bears_the_loss_of_one_node_at_a_time() {
         published += 500;
         let leader = cluster.leader_of(QUEUE).await;
         cluster.nodes[leader].kill().expect("it can be killed");
-        let critical = cluster.running().tool("rabbitmq-queues", &["check_if_node_is_quorum_critical"]).await;
-        assert!(critical.is_err(), "with a node away the others are needed");
+        assert!(cluster.lame_queue().await.is_some(), "with a node away no queue is whole");
 
         let follower = 3 - leader - cluster.leader_of(QUEUE).await;
         client::publish(&cluster.uris()[follower], QUEUE, &numbered(published, 500)).await;

@@ -1,7 +1,7 @@
 //! A throw-away RabbitMQ node, for the demo and for the integration tests, which include this file.
 //!
-//! It runs the broker that Debian installs, on loopback, on ports and in a folder of its own, as whoever starts it: no
-//! service, no root, nothing shared with a broker that runs already. Several may run at once.
+//! It runs the broker that Debian installs, or another one (see [`installed`]), on loopback, on ports and in a folder of its
+//! own, as whoever starts it: no service, no root, nothing shared with a broker that runs already. Several may run at once.
 //!
 //! Nothing stays behind. A small shell, the guardian, waits at the end of a pipe. When its owner lets go, or panics, or is
 //! killed, the pipe closes, and the guardian kills every process whose environment names the node's folder (the node, the
@@ -13,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio, id};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -21,6 +21,11 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
+
+// By its path: this file has two parents, in two folders.
+#[path = "installed.rs"]
+mod installed;
+use installed::Installed;
 
 /// Usually three seconds; a machine that compiles at the same time needs many more.
 const READY_WITHIN: Duration = Duration::from_mins(2);
@@ -68,6 +73,9 @@ pub(crate) enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// [`installed::VARIABLE`] names a folder without RabbitMQ.
+    #[error("{}: there is no RabbitMQ in {}; tests/broker makes such folders", installed::VARIABLE, .0.display())]
+    NoBroker(PathBuf),
     /// Every block of ports is in use.
     #[error("no block of {PORTS_BLOCK} free ports from {PORTS_FIRST} on")]
     NoPorts,
@@ -89,11 +97,11 @@ pub(crate) enum Error {
         /// The end of its log.
         log: String,
     },
-    /// A command-line tool said no.
-    #[error("{command}: {output}")]
-    Tool {
-        /// The tool and its arguments.
-        command: String,
+    /// `rabbitmqctl` said no.
+    #[error("rabbitmqctl {args}: {output}")]
+    Ctl {
+        /// Its arguments.
+        args: String,
         /// What it printed.
         output: String,
     },
@@ -144,7 +152,7 @@ impl Broker {
 
     /// A node that was not started yet. `None` where RabbitMQ is not installed.
     pub(crate) fn prepare(tls: Option<&Tls>) -> Result<Option<Self>, Error> {
-        let Some(installed) = Installed::find() else { return Ok(None) };
+        let Some(installed) = Installed::find()? else { return Ok(None) };
         let ports = Ports::claim().ok_or(Error::NoPorts)?;
         let folder = std::env::temp_dir().join(format!("ringcast-broker-{}-{}", id(), ports.first));
         let home = folder.join("home");
@@ -272,19 +280,13 @@ impl Broker {
 
     /// Runs `rabbitmqctl` on this node and returns what it printed.
     pub(crate) async fn ctl(&self, args: &[&str]) -> Result<String, Error> {
-        self.tool("rabbitmqctl", args).await
-    }
-
-    /// The same with another of its command-line tools.
-    pub(crate) async fn tool(&self, program: &str, args: &[&str]) -> Result<String, Error> {
-        let mut command = self.command(program);
+        let mut command = self.command("rabbitmqctl");
         command.arg("--quiet").args(args);
-        let failed =
-            |output: String| Error::Tool { command: format!("{program} {}", args.join(" ")), output };
+        let failed = |output: String| Error::Ctl { args: args.join(" "), output };
         let run = tokio::task::spawn_blocking(move || command.output());
         let ended = timeout(CTL_WITHIN, run).await.map_err(|_| failed("no answer".to_owned()))?;
         let output =
-            ended.map_err(|died| failed(died.to_string()))?.map_err(io_error(&format!("start {program}")))?;
+            ended.map_err(|died| failed(died.to_string()))?.map_err(io_error("start rabbitmqctl"))?;
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         } else {
@@ -340,7 +342,7 @@ impl Broker {
     /// that do not spin, since the machine has other work.
     fn command(&self, program: &str) -> Command {
         let ports = &self.ports;
-        let mut command = Command::new(self.installed.bin.join(program));
+        let mut command = self.installed.command(program);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("RABBITMQ_") {
                 command.env_remove(name);
@@ -441,30 +443,6 @@ impl Ports {
 
 fn listen(port: u16) -> Option<TcpListener> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
-}
-
-/// Where Debian puts RabbitMQ's own programs; those in `/usr/sbin` switch to another user.
-#[derive(Debug)]
-struct Installed {
-    bin: PathBuf,
-}
-
-impl Installed {
-    fn find() -> Option<Self> {
-        let usual = PathBuf::from("/usr/lib/rabbitmq/bin");
-        let mut versions: Vec<_> = fs::read_dir("/usr/lib/rabbitmq/lib")
-            .map(|found| found.flatten().map(|folder| folder.path().join("sbin")).collect())
-            .unwrap_or_default();
-        versions.sort();
-        std::iter::once(usual)
-            .chain(versions.into_iter().rev())
-            .find(|bin| is_file(bin, "rabbitmq-server") && is_file(bin, "rabbitmqctl"))
-            .map(|bin| Self { bin })
-    }
-}
-
-fn is_file(folder: &Path, name: &str) -> bool {
-    folder.join(name).is_file()
 }
 
 /// Listening is not enough: a node that is ready answers the protocol header with a method.
