@@ -296,7 +296,7 @@ impl Broker {
 
     async fn await_ready(&mut self) -> Result<(), Error> {
         let until = Instant::now() + READY_WITHIN;
-        while !speaks_amqp(self.ports.amqp()).await {
+        while !self.listens().await {
             if let Some(node) = self.node.as_mut()
                 && let Some(status) = node.try_wait().map_err(io_error("await the broker"))?
             {
@@ -309,6 +309,21 @@ impl Broker {
             sleep(POLL_EVERY).await;
         }
         Ok(())
+    }
+
+    /// Listening is not enough: a node that is ready answers the protocol header with a method. The listener for TLS opens last.
+    async fn listens(&self) -> bool {
+        let connect = async |port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+        let ask = async {
+            let mut stream = connect(self.ports.amqp()).await?;
+            stream.write_all(PROTOCOL_HEADER).await?;
+            let answer = stream.read_u8().await?;
+            if self.tls {
+                connect(self.ports.amqps()).await?;
+            }
+            io::Result::Ok(answer)
+        };
+        matches!(timeout(Duration::from_secs(5), ask).await, Ok(Ok(METHOD_FRAME)))
     }
 
     fn write_configuration(&self, tls: Option<&Tls>) -> Result<(), Error> {
@@ -443,16 +458,6 @@ impl Ports {
 
 fn listen(port: u16) -> Option<TcpListener> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
-}
-
-/// Listening is not enough: a node that is ready answers the protocol header with a method.
-async fn speaks_amqp(port: u16) -> bool {
-    let ask = async {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
-        stream.write_all(PROTOCOL_HEADER).await?;
-        stream.read_u8().await
-    };
-    matches!(timeout(Duration::from_secs(5), ask).await, Ok(Ok(METHOD_FRAME)))
 }
 
 fn io_error(doing: &str) -> impl FnOnce(io::Error) -> Error {
