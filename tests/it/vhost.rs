@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-use crate::broker::Broker;
+use crate::broker::{Broker, note_user};
 
 /// What to say where there is no broker: the tests fail then, they do not pass in silence.
 pub(crate) const NO_BROKER: &str =
@@ -25,6 +25,7 @@ pub(crate) struct Vhost {
 impl Vhost {
     /// Makes one, with all rights for `guest`.
     pub(crate) async fn new() -> Self {
+        note_user().unwrap_or_else(|error| panic!("{error}"));
         let broker = BROKER.get_or_init(start_broker).await;
         let name = format!("v{}", MADE.fetch_add(1, Ordering::Relaxed));
         // One program for both: each start of rabbitmqctl costs most of a second.
@@ -67,4 +68,16 @@ pub(crate) async fn start_broker() -> Broker {
         Ok(None) => panic!("{NO_BROKER}"),
         Err(error) => panic!("{error}"),
     }
+}
+
+#[tokio::test]
+async fn the_broker_is_the_one_that_was_asked_for() {
+    let vhost = Vhost::new().await;
+    let version = vhost.broker.ctl(&["eval", "rabbit_misc:version()."]).await.expect("it says which it is");
+    let version: String =
+        version.chars().filter(|letter| letter.is_ascii_digit() || *letter == '.').collect();
+    // Debian's package names its folder by the version. Without the variable it is the installed one.
+    let root = std::env::var("RINGCAST_TEST_BROKER").unwrap_or_default();
+    let folder = format!("{root}/usr/lib/rabbitmq/lib/rabbitmq_server-{version}");
+    assert!(std::fs::exists(&folder).expect("it can be looked for"), "the node runs {version}: no {folder}");
 }

@@ -43,6 +43,9 @@ const PROTOCOL_HEADER: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
 /// The type octet of a method frame, with which a server that is ready answers (AMQP 0-9-1, 4.2.3).
 const METHOD_FRAME: u8 = 1;
 
+/// Names a file; each test that asks for a broker writes its name there, a line each.
+const USERS: &str = "RINGCAST_TEST_BROKER_USERS";
+
 /// The file of its settings, in its folder.
 const CONFIGURATION: &str = "rabbitmq.conf";
 
@@ -152,6 +155,7 @@ impl Broker {
 
     /// A node that was not started yet. `None` where RabbitMQ is not installed.
     pub(crate) fn prepare(tls: Option<&Tls>) -> Result<Option<Self>, Error> {
+        note_user()?;
         let Some(installed) = Installed::find()? else { return Ok(None) };
         let ports = Ports::claim().ok_or(Error::NoPorts)?;
         let folder = std::env::temp_dir().join(format!("ringcast-broker-{}-{}", id(), ports.first));
@@ -418,6 +422,18 @@ impl Drop for Broker {
             let _ = node.wait();
         }
     }
+}
+
+/// Notes which test asks for a broker, where somebody wants to know. A test's thread has its name.
+pub(crate) fn note_user() -> Result<(), Error> {
+    let Some(users) = std::env::var_os(USERS) else { return Ok(()) };
+    let thread = std::thread::current();
+    let test = thread.name().filter(|name| name.contains("::"));
+    let test = test.expect("a test asks for a broker on its own thread");
+    let noted = OpenOptions::new().create(true).append(true).open(users);
+    noted
+        .and_then(|mut file| file.write_all(format!("{test}\n").as_bytes()))
+        .map_err(io_error("note who uses a broker"))
 }
 
 /// A block of ports that nobody else has: taken by listening on its last one for as long as it is used.
