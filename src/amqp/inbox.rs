@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -32,6 +33,11 @@ use crate::worker::mailbox::{Delivery, GivenUp, Properties, Receipt, Settlement}
 
 /// Bytes of a header that is carried on, at most: a `traceparent` has 55, a `tracestate` 512 (W3C Trace Context).
 const HEADER_MAX: usize = 512;
+
+/// So many settlements of a channel are on their way into a quorum queue's log at one time; RabbitMQ keeps further ones back.
+const UNDER_WAY_MAX: usize = 32;
+/// How long they may take. A quorum queue writes its log many times in that.
+const ARRIVED_WITHIN: Duration = Duration::from_secs(1);
 
 /// A consumer that has begun, on a channel of its own.
 pub(super) struct Inbox {
@@ -78,6 +84,7 @@ impl Inbox {
             unsettled: Unsettled::new(),
             waiting: VecDeque::new(),
             refusals: Vec::new(),
+            told_at: VecDeque::new(),
             gauge: Gauge { metrics, shown: 0 },
         };
         loop {
@@ -109,7 +116,9 @@ impl Inbox {
             reports.push(report);
         }
         serving.give_back_waiting();
-        serving.settle(&mut reports).await
+        serving.settle(&mut reports).await?;
+        serving.let_arrive().await;
+        Ok(())
     }
 }
 
@@ -135,6 +144,8 @@ struct Serving {
     waiting: VecDeque<Message>,
     /// Taken out of `unsettled`, to be told to the broker next.
     refusals: Vec<(Acker, Settlement)>,
+    /// When each of the last settlements was told, [`UNDER_WAY_MAX`] at most.
+    told_at: VecDeque<Instant>,
     gauge: Gauge,
 }
 
@@ -235,13 +246,31 @@ impl Serving {
         if !singly.is_empty() {
             self.told(try_join_all(singly.iter().map(|(acker, settlement)| tell(acker, *settlement))))
                 .await?;
+            self.note_told(singly.len());
         }
         if let Some(acker) = self.unsettled.take_prefix() {
             let prefix = acker.ack(BasicAckOptions { multiple: true });
             self.told(async { prefix.await.map(|told| vec![told]) }).await?;
+            self.note_told(1);
         }
         self.gauge.show(self.unsettled.open());
         Ok(())
+    }
+
+    fn note_told(&mut self, count: usize) {
+        self.told_at.extend(std::iter::repeat_n(Instant::now(), count.min(UNDER_WAY_MAX)));
+        self.told_at.drain(..self.told_at.len().saturating_sub(UNDER_WAY_MAX));
+    }
+
+    /// Settlements that RabbitMQ keeps back are forgotten when their channel closes (rabbitmq-server, issue 10327): what was
+    /// acked would ring again elsewhere. Nothing tells when they have arrived; this waits until so few are young that none
+    /// can have been kept back for long.
+    async fn let_arrive(&self) {
+        if self.told_at.len() == UNDER_WAY_MAX
+            && let Some(oldest) = self.told_at.front()
+        {
+            sleep_until(*oldest + ARRIVED_WITHIN).await;
+        }
     }
 
     async fn told(&self, telling: impl Future<Output = lapin::Result<Vec<bool>>>) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringcast::amqp::{Phase, State};
+use ringcast::amqp::{Phase, Settings, State};
 use tokio::time::timeout;
 
 use super::{LIMIT, Peer, Rig, result, settings};
@@ -41,6 +41,37 @@ async fn draining_gives_back_what_was_not_begun_and_settles_the_rest() {
     peer.await_ready("ringcast.invites", 197).await;
     let again = &peer.read("ringcast.invites", 1).await[0];
     assert!(again.redelivered);
+}
+
+/// RabbitMQ keeps settlements back while it has many others to write, and forgets them when their channel closes.
+#[tokio::test]
+async fn acks_of_the_last_moment_reach_a_slow_queue_behind_many_give_backs() {
+    const EACH: usize = 100;
+    // The queue writes nothing until the channel has heard every settlement, and some more.
+    const SLOW: &str = "Queue = whereis('%2F_ringcast.invites'), ok = sys:suspend(Queue), spawn(fun() -> \
+        Wait = fun Again(Tries) -> Held = [Count || Channel <- rabbit_channel:list_local(), \
+            [{_, Count}] <- [try rabbit_channel:info(Channel, [messages_unacknowledged]) catch _:_ -> [] end]], \
+            case lists:sum(Held) of 0 -> ok; _ when Tries =:= 0 -> ok; _ -> timer:sleep(5), Again(Tries - 1) end end, \
+        Wait(2000), timer:sleep(100), sys:resume(Queue) end).";
+    let broker = start_broker().await;
+    let mut rig = Rig::start_consuming(Settings { prefetch: 500, ..settings(broker.uri()) }, 2 * EACH).await;
+    let peer = Peer::new(&broker.uri()).await;
+    peer.fill("ringcast.invites", (0..2 * EACH).map(|n| n.to_string())).await;
+    let mut waiting = Vec::new();
+    for _ in 0..2 * EACH {
+        waiting.push(rig.next().await);
+    }
+    rig.phase.send_replace(Phase::Draining);
+    assert!(timeout(LIMIT, rig.deliveries.recv()).await.expect("the flow ends").is_none());
+    let begun = waiting.split_off(EACH);
+    broker.ctl(&["eval", SLOW]).await.unwrap();
+    waiting.into_iter().for_each(|delivery| delivery.receipt.give_back());
+    begun.into_iter().for_each(|delivery| delivery.receipt.ack());
+    rig.stop().await;
+    // Confirmed after all that the end of the channel did to the queue.
+    peer.fill("ringcast.invites", ["last".to_owned()]).await;
+    let ready = usize::try_from(peer.ready("ringcast.invites").await).unwrap();
+    assert_eq!(ready, EACH + 1, "what was given back comes again, and nothing that was acked");
 }
 
 #[tokio::test]
