@@ -65,8 +65,12 @@ async fn acks_of_the_last_moment_reach_a_slow_queue_behind_many_give_backs() {
     assert!(timeout(LIMIT, rig.deliveries.recv()).await.expect("the flow ends").is_none());
     let begun = waiting.split_off(EACH);
     broker.ctl(&["eval", SLOW]).await.unwrap();
-    waiting.into_iter().for_each(|delivery| delivery.receipt.give_back());
-    begun.into_iter().for_each(|delivery| delivery.receipt.ack());
+    for delivery in waiting {
+        delivery.receipt.give_back();
+    }
+    for delivery in begun {
+        delivery.receipt.ack();
+    }
     rig.stop().await;
     // Confirmed after all that the end of the channel did to the queue.
     peer.fill("ringcast.invites", ["last".to_owned()]).await;
