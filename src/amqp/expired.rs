@@ -9,11 +9,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
-use super::Error;
 use super::dial::Link;
 use super::inbox::Inbox;
 use super::supervisor::{Phase, phase_of};
+use super::terms::Terms;
 use super::topology::{EXPIRED, Look, Thing, look};
+use super::{Error, Settings};
 use crate::metrics::Metrics;
 use crate::worker::mailbox::Delivery;
 
@@ -26,7 +27,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// queue. The sender is a weak one: while nothing is read, the worker must see the end of deliveries all the same.
 pub(super) async fn read_expired(
     link: &Link,
-    prefetch: u16,
+    settings: watch::Receiver<Settings>,
     deliveries: Option<mpsc::WeakSender<Delivery>>,
     mut phase: watch::Receiver<Phase>,
     metrics: Arc<Metrics>,
@@ -36,11 +37,10 @@ pub(super) async fn read_expired(
     let mut told = missing_told.then(|| missing().to_string());
     while phase_of(&phase) == Phase::Running {
         let read = async {
-            let inbox = open(link, prefetch, &metrics).await?;
-            match deliveries.upgrade() {
-                Some(deliveries) => inbox.serve(Some(deliveries), phase.clone(), Arc::clone(&metrics)).await,
-                None => Ok(()),
-            }
+            let terms = Terms::of(&settings.borrow(), EXPIRED);
+            let inbox = open(link, terms, &metrics).await?;
+            let Some(deliveries) = deliveries.upgrade() else { return Ok(()) };
+            inbox.serve(Some(deliveries), phase.clone(), settings.clone(), Arc::clone(&metrics)).await
         };
         let Err(error) = read.await else { return };
         rest(BEFORE_TOLD, &mut phase).await;
@@ -56,13 +56,13 @@ pub(super) async fn read_expired(
     }
 }
 
-async fn open(link: &Link, prefetch: u16, metrics: &Metrics) -> Result<Inbox, Error> {
+async fn open(link: &Link, terms: Terms, metrics: &Metrics) -> Result<Inbox, Error> {
     let is_missing = look(&link.channel().await?, &Thing::Queue(EXPIRED.to_owned())).await? == Look::Missing;
     metrics.amqp_missing(EXPIRED, is_missing);
     if is_missing {
         return Err(missing());
     }
-    Inbox::open(link, EXPIRED, prefetch).await
+    Inbox::open(link, EXPIRED, terms).await
 }
 
 fn missing() -> Error {

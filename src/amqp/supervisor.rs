@@ -21,12 +21,15 @@ use tokio::time::{Instant, sleep, timeout};
 use super::describe::describe;
 use super::dial::{Dialer, Link};
 use super::expired::read_expired;
+use super::host::Turns;
 use super::inbox::Inbox;
 use super::limit::GOODBYE;
 use super::outbox::Outbox;
+use super::terms::Terms;
 use super::topology::{EXPIRED, Presence, Thing, Topology};
 use super::{Error, Settings, Status};
 use crate::metrics::Metrics;
+use crate::pause::Jitter;
 use crate::worker::mailbox::{Delivery, Posting};
 
 /// A session that lived this long was a good one: the next pause is the shortest again.
@@ -51,8 +54,9 @@ pub type Pause = Box<dyn FnMut(u32) -> Duration + Send>;
 
 /// What [`run`] works with.
 pub struct Supervisor {
-    /// From the configuration.
-    pub settings: Settings,
+    /// From the configuration. Where the broker is and how to log in counts from the next connection on, how much is consumed
+    /// at once; the rest is as it was at first.
+    pub settings: watch::Receiver<Settings>,
     /// The worker's name; the broker lists the connections as `ringcast consume NAME` and `ringcast publish NAME`.
     pub worker_name: String,
     /// Where deliveries go. Its capacity counts on top of the work that the worker has begun, within the prefetch.
@@ -67,6 +71,8 @@ pub struct Supervisor {
     pub phase: watch::Receiver<Phase>,
     /// Backoff with jitter.
     pub pause: Pause,
+    /// Draws the order in which hosts and addresses are tried.
+    pub jitter: Jitter,
     /// The wall clock in Unix seconds, for AMQP's `timestamp`.
     pub unix_seconds: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
@@ -88,10 +94,13 @@ pub async fn run(supervisor: Supervisor) {
         metrics,
         phase,
         pause,
+        jitter,
         unix_seconds,
     } = supervisor;
+    let topology = Topology::of(&settings.borrow());
     let keeper = Keeper {
-        topology: Topology::of(&settings),
+        topology,
+        turns: Turns::drawn(jitter),
         settings,
         worker_name,
         deliveries: Some(deliveries),
@@ -116,8 +125,9 @@ async fn closing(phase: &mut watch::Receiver<Phase>) {
 }
 
 struct Keeper {
-    settings: Settings,
+    settings: watch::Receiver<Settings>,
     topology: Topology,
+    turns: Turns,
     worker_name: String,
     /// `None` from [`Phase::Draining`] on.
     deliveries: Option<mpsc::Sender<Delivery>>,
@@ -191,7 +201,8 @@ impl Keeper {
     }
 
     async fn connect(&self) -> Result<(Link, Link), Error> {
-        let dialer = Dialer::new(&self.settings).await?;
+        let settings = self.settings.borrow().clone();
+        let dialer = Dialer::new(&settings).await?.taking_turns(&self.turns);
         let [consume, publish] = ROLES.map(|role| format!("ringcast {role} {}", self.worker_name));
         tokio::try_join!(biased; dialer.dial(&consume), dialer.dial(&publish))
     }
@@ -215,12 +226,15 @@ impl Keeper {
 
         let mut inboxes: FuturesUnordered<_> = inboxes
             .into_iter()
-            .map(|inbox| inbox.serve(self.deliveries.clone(), self.phase.clone(), Arc::clone(&self.metrics)))
+            .map(|inbox| {
+                let (phase, settings) = (self.phase.clone(), self.settings.clone());
+                inbox.serve(self.deliveries.clone(), phase, settings, Arc::clone(&self.metrics))
+            })
             .collect();
         let expired_told = self.diary.optional.contains(&Thing::Queue(EXPIRED.to_owned()));
         let mut expired = std::pin::pin!(read_expired(
             consume,
-            aside(self.settings.prefetch),
+            self.settings.clone(),
             self.deliveries.as_ref().map(mpsc::Sender::downgrade),
             self.phase.clone(),
             Arc::clone(&self.metrics),
@@ -260,7 +274,8 @@ impl Keeper {
         consume: &Link,
         publish: &'a Link,
     ) -> Result<(Vec<Inbox>, Outbox<'a>), Error> {
-        if self.settings.declare {
+        let settings = self.settings.borrow().clone();
+        if settings.declare {
             self.topology.declare(publish).await?;
         }
         let presence = self.topology.check(publish).await?;
@@ -268,15 +283,13 @@ impl Keeper {
         if !presence.needed.is_empty() {
             return Err(Error::Missing(presence.needed));
         }
-        let exchange = &self.settings.results_exchange;
+        let exchange = &settings.results_exchange;
         let (metrics, unix_seconds) = (Arc::clone(&self.metrics), Arc::clone(&self.unix_seconds));
         let outbox = Outbox::open(publish, exchange, metrics, unix_seconds).await?;
         let mut inboxes = Vec::new();
         if phase_of(&self.phase) == Phase::Running {
-            let rest = self.settings.prefetch - aside(self.settings.prefetch);
-            let prefetch = share(rest, self.settings.invites.len());
-            for queue in &self.settings.invites {
-                inboxes.push(Inbox::open(consume, queue, prefetch).await?);
+            for queue in &settings.invites {
+                inboxes.push(Inbox::open(consume, queue, Terms::of(&settings, queue)).await?);
             }
         }
         Ok((inboxes, outbox))
@@ -292,17 +305,6 @@ impl Keeper {
         }
         self.diary.optional(&presence.optional);
     }
-}
-
-/// The part of the prefetch that is for what the broker gave up on. Its answers take no push, so that few at once are many
-/// a second, and however long that queue is, the invites keep the rest.
-fn aside(prefetch: u16) -> u16 {
-    (prefetch / 20).max(1)
-}
-
-/// The prefetch of each of `queues` consumers, so that together they keep to `prefetch`.
-fn share(prefetch: u16, queues: usize) -> u16 {
-    (prefetch / u16::try_from(queues.max(1)).unwrap_or(u16::MAX)).max(1)
 }
 
 /// Returns when [`Phase::Closing`] has lasted longer than what is left to settle and publish may take.
@@ -423,17 +425,6 @@ pub async fn check(settings: &Settings) -> Result<Presence, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn queues_share_the_prefetch() {
-        assert_eq!(share(500, 1), 500);
-        assert_eq!(share(500, 3), 166);
-        assert_eq!(share(1, 3), 1);
-        assert_eq!(share(7, 0), 7);
-        for (prefetch, kept) in [(1, 1), (2, 1), (39, 1), (500, 25), (2000, 100)] {
-            assert_eq!(aside(prefetch), kept);
-        }
-    }
 
     #[test]
     fn a_phase_whose_sender_is_gone_is_the_last() {

@@ -34,8 +34,8 @@ where
     }
 }
 
-/// The summary of a right configuration, or its mistakes, a line each. A certificate that APNs would refuse is one of them,
-/// though a worker starts with it for the sake of its other apps.
+/// The summary of a right configuration, or its mistakes, a line each. A certificate that APNs or the broker would refuse is
+/// one of them, though a worker starts with it, for the sake of its other apps, and because it may be replaced.
 fn check<K, V>(file: Option<&Path>, environment: impl IntoIterator<Item = (K, V)>) -> Result<String, String>
 where
     K: Into<OsString>,
@@ -44,11 +44,13 @@ where
     let config = config::load(file, environment).map_err(|mistakes| mistakes.to_string())?;
     let now = Clock::system().unix_ms();
     let (mut mistakes, mut warnings) = (Vec::new(), String::new());
-    for one in &config.certificates {
-        match one.concern(now) {
-            Some(Concern::Mistake(what)) => mistakes.push(format!("{}: {what}", one.place)),
+    let of_apps = config.certificates.iter().map(|one| (&one.place, one.concern(now)));
+    let of_broker = config.broker_certificate.iter().map(|one| (&one.place, one.concern(now)));
+    for (place, concern) in of_apps.chain(of_broker) {
+        match concern {
+            Some(Concern::Mistake(what)) => mistakes.push(format!("{place}: {what}")),
             // Writing to a text cannot fail.
-            Some(Concern::Warning(what)) => _ = writeln!(warnings, "warning: {}: {what}", one.place),
+            Some(Concern::Warning(what)) => _ = writeln!(warnings, "warning: {place}: {what}"),
             None => {}
         }
     }
@@ -75,13 +77,25 @@ pub fn summarise(config: &Config) -> String {
         let login = if proxy.credentials_file.is_some() { ", with a login" } else { "" };
         line(format!("apns proxy: {} port {}{login}", proxy.place.host, proxy.place.port));
     }
-    line(format!("amqp: {}", describe_uri(&config.amqp.uri)));
+    line(format!("amqp: {}", describe_broker(config)));
     line(format!("invites from: {}, {} at once", config.amqp.invites.join(", "), config.amqp.prefetch));
     let copies = if config.amqp.live { ", copied to ringcast.live" } else { "" };
     line(format!("results to: {}{copies}", config.amqp.results_exchange));
     line(format!("worker: {}", config.worker.name));
     line(format!("admin: {}", config.admin.listen));
     lines
+}
+
+fn describe_broker(config: &Config) -> String {
+    let mut text = describe_uri(&config.amqp.uri);
+    if !config.amqp.hosts.is_empty() {
+        text += &format!(", or {}", config.amqp.hosts.join(", "));
+    }
+    if let Some(one) = &config.broker_certificate {
+        let (name, end) = (one.certificate.short_fingerprint(), date(one.certificate.not_after()));
+        text += &format!(", showing certificate {name}, valid until {end}");
+    }
+    text
 }
 
 fn describe_app(app: &App, credentials: &[Credential; 2]) -> String {
