@@ -5,9 +5,11 @@
 
 mod expired;
 mod flow;
+mod host;
 mod loss;
 mod odd;
 mod stop;
+mod terms;
 mod tls;
 mod topology;
 

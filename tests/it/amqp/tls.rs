@@ -148,6 +148,26 @@ async fn each_refusal_names_the_setting_to_mend() {
     }
 }
 
+/// A host that the list adds is not believed under the name of the URI's, nor the other way round.
+#[tokio::test]
+async fn each_host_is_asked_for_its_own_name() {
+    let place = Place::new("amqp-tls-names");
+    let files = Files::new(&place);
+    let ours = &place.path("broker-ca.pem");
+    let (port, _here) = listen(&files, Ipv4Addr::LOCALHOST, &rustls::version::TLS13).await;
+    let (elsewhere, _there) = listen(&files, Ipv4Addr::new(127, 0, 0, 2), &rustls::version::TLS13).await;
+    let (right, misnamed) = (format!("localhost:{port}"), format!("127.0.0.2:{elsewhere}"));
+    for (first, second) in [(&right, &misnamed), (&misnamed, &right)] {
+        let mut all = files.settings(format!("amqps://u:p@{first}/v"), ours, Some(&files.right));
+        all.hosts = vec![second.clone()];
+        let error = Dialer::new(&all).await.unwrap().dial("test").await.err().unwrap();
+        let Error::NoneUsable(errors) = error else { panic!("{error:?}") };
+        for error in errors.iter().map(Error::to_string) {
+            assert_eq!(error.contains(SENTENCES[1].1), error.contains(&misnamed), "{error}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_certificate_logs_in_where_the_broker_demands_one() {
     let place = Place::new("amqp-external");
