@@ -86,7 +86,7 @@ impl Dialer {
         let tries = self.turns.order(addresses).into_iter().zip(0..).map(|(address, before)| {
             let mut place = place.clone();
             if several {
-                place.endpoint += &format!(" ({})", address.ip());
+                place.endpoint = format!("{} ({})", place.endpoint, address.ip());
             }
             self.dial_address(place, address, until + HEAD_START * before, name).boxed()
         });

@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::repair::Repair;
+use super::tls;
 
 /// Ends a [`Socket`] from outside. Clones fire the same one.
 #[derive(Clone, Debug, Default)]
@@ -101,9 +102,7 @@ impl Socket {
         loop {
             match Pin::new(stream.as_mut()).poll_read(context, &mut rest) {
                 Poll::Ready(Ok(count)) if count > 0 => {}
-                Poll::Ready(Err(said)) if said.get_ref().is_some_and(|said| said.is::<rustls::Error>()) => {
-                    return said;
-                }
+                Poll::Ready(Err(last)) if tls::said(&last).is_some() => return last,
                 _ => return error,
             }
         }

@@ -78,8 +78,7 @@ fn wrong(key: &str, file: &Path, what: &str) -> Error {
 /// Why there is no TLS, with the setting to mend; `None` where the error is not one of TLS. The peer's refusal of a client
 /// certificate comes in TLS 1.3 only after the handshake, with what is read first. `shows_certificate`: whether one is shown.
 pub(super) fn explain(error: &io::Error, shows_certificate: bool) -> Option<String> {
-    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-    Some(match error {
+    Some(match said(error)? {
         rustls::Error::InvalidCertificate(error) => explain_certificate(error),
         rustls::Error::AlertReceived(alert) => explain_alert(*alert, shows_certificate),
         rustls::Error::InvalidMessage(_) => {
@@ -88,6 +87,11 @@ pub(super) fn explain(error: &io::Error, shows_certificate: bool) -> Option<Stri
         }
         error => format!("no TLS: {error}"),
     })
+}
+
+/// What TLS said, where it is why a stream failed.
+pub(super) fn said(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 fn explain_certificate(error: &CertificateError) -> String {

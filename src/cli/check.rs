@@ -87,15 +87,16 @@ pub fn summarise(config: &Config) -> String {
 }
 
 fn describe_broker(config: &Config) -> String {
-    let mut text = describe_uri(&config.amqp.uri);
-    if !config.amqp.hosts.is_empty() {
-        text += &format!(", or {}", config.amqp.hosts.join(", "));
-    }
-    if let Some(one) = &config.broker_certificate {
+    let uri = describe_uri(&config.amqp.uri);
+    let hosts = match &config.amqp.hosts[..] {
+        [] => String::new(),
+        hosts => format!(", or {}", hosts.join(", ")),
+    };
+    let certificate = config.broker_certificate.as_ref().map(|one| {
         let (name, end) = (one.certificate.short_fingerprint(), date(one.certificate.not_after()));
-        text += &format!(", showing certificate {name}, valid until {end}");
-    }
-    text
+        format!(", showing certificate {name}, valid until {end}")
+    });
+    uri + &hosts + &certificate.unwrap_or_default()
 }
 
 fn describe_app(app: &App, credentials: &[Credential; 2]) -> String {
@@ -141,6 +142,7 @@ mod tests {
         let (right, out, err) = checked(&[
             ("HOSTNAME", "ringcast-7c9f"),
             ("RINGCAST__AMQP__URI", "amqps://me:hush@broker/calls"),
+            ("RINGCAST__AMQP__HOSTS", r#"["broker-2", "broker-3:5673"]"#),
             ("RINGCAST__APNS__PROXY", "http://proxy.internal:3128"),
             ("RINGCAST__APNS__PROXY_CREDENTIALS_FILE", &login),
             ("RINGCAST__APPS__ACME__BUNDLE_ID", "com.acme.voice"),
@@ -160,7 +162,7 @@ mod tests {
              apns production: api.push.apple.com port 443\n\
              apns sandbox: api.sandbox.push.apple.com port 443\n\
              apns proxy: proxy.internal port 3128, with a login\n\
-             amqp: amqps://me:***@broker:5671, vhost \"calls\"\n\
+             amqp: amqps://me:***@broker:5671, vhost \"calls\", or broker-2, broker-3:5673\n\
              invites from: ringcast.invites, 500 at once\n\
              results to: ringcast.results\n\
              worker: ringcast-7c9f\n\

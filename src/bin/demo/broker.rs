@@ -97,7 +97,6 @@ pub(crate) enum Error {
 
 /// The certificate files of a TLS listener, PEM.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_field_names, reason = "named as the settings are")]
 pub(crate) struct Tls {
     /// What the server's certificate is signed with.
     pub(crate) ca_file: PathBuf,

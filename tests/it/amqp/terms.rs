@@ -102,7 +102,9 @@ async fn a_higher_priority_has_everything_while_it_has_room() {
     for _ in 0..5 {
         low.next().await.receipt.ack();
     }
-    held.into_iter().for_each(|delivery| delivery.receipt.ack());
+    for delivery in held {
+        delivery.receipt.ack();
+    }
     high.await_metric("ringcast_amqp_unsettled 0").await;
     // The priority may change, too.
     low.settings.send_modify(|settings| settings.consumer_priority = 20);

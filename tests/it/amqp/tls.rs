@@ -1,7 +1,7 @@
 //! `amqps`: it works, or there is a sentence that names the setting to mend.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use ringcast::amqp::dial::Dialer;
@@ -77,11 +77,11 @@ impl Files {
         let expired = write("expired", &clients, -1);
         Self { server: all, clients, right, strange, expired }
     }
+}
 
-    /// `client`: the certificate that is shown.
-    fn settings(&self, uri: String, ca_file: &PathBuf, client: Option<&ClientFiles>) -> Settings {
-        Settings { ca_file: Some(ca_file.clone()), client: client.cloned(), ..settings(uri) }
-    }
+/// `client`: the certificate that is shown.
+fn settings_with(uri: String, ca_file: &Path, client: Option<&ClientFiles>) -> Settings {
+    Settings { ca_file: Some(ca_file.to_path_buf()), client: client.cloned(), ..settings(uri) }
 }
 
 /// A peer that speaks TLS of one version, demands a certificate of its clients, and hangs up on those who pass.
@@ -130,11 +130,11 @@ async fn each_refusal_names_the_setting_to_mend() {
         let uri = format!("amqps://u:hunter2@localhost:{port}/v");
         let misnamed = format!("amqps://u:hunter2@127.0.0.2:{elsewhere}/v");
         let cases = [
-            files.settings(uri.clone(), &strangers, Some(&files.right)),
-            files.settings(misnamed, ours, Some(&files.right)),
-            files.settings(uri.clone(), ours, None),
-            files.settings(uri.clone(), ours, Some(&files.strange)),
-            files.settings(uri.clone(), ours, Some(&files.expired)),
+            settings_with(uri.clone(), &strangers, Some(&files.right)),
+            settings_with(misnamed, ours, Some(&files.right)),
+            settings_with(uri.clone(), ours, None),
+            settings_with(uri.clone(), ours, Some(&files.strange)),
+            settings_with(uri.clone(), ours, Some(&files.expired)),
         ];
         for ((case, sentence), settings) in SENTENCES.into_iter().zip(cases) {
             // Which of the two that a hang-up may be comes first is chance; the sentence is not.
@@ -143,7 +143,7 @@ async fn each_refusal_names_the_setting_to_mend() {
                 assert!(said.contains(sentence) && !said.contains("hunter2"), "{case}, {version:?}: {said}");
             }
         }
-        let said = refusal(&files.settings(uri, ours, Some(&files.right))).await;
+        let said = refusal(&settings_with(uri, ours, Some(&files.right))).await;
         assert!(SENTENCES.iter().all(|(_, sentence)| !said.contains(sentence)), "it is let in: {said}");
     }
 }
@@ -158,7 +158,7 @@ async fn each_host_is_asked_for_its_own_name() {
     let (elsewhere, _there) = listen(&files, Ipv4Addr::new(127, 0, 0, 2), &rustls::version::TLS13).await;
     let (right, misnamed) = (format!("localhost:{port}"), format!("127.0.0.2:{elsewhere}"));
     for (first, second) in [(&right, &misnamed), (&misnamed, &right)] {
-        let mut all = files.settings(format!("amqps://u:p@{first}/v"), ours, Some(&files.right));
+        let mut all = settings_with(format!("amqps://u:p@{first}/v"), ours, Some(&files.right));
         all.hosts = vec![second.clone()];
         let error = Dialer::new(&all).await.unwrap().dial("test").await.err().unwrap();
         let Error::NoneUsable(errors) = error else { panic!("{error:?}") };
@@ -178,16 +178,16 @@ async fn a_certificate_logs_in_where_the_broker_demands_one() {
     let by_certificate = by_password.replace("guest:guest@", "") + "?auth_mechanism=external";
 
     // A password beside the certificate that lets one in.
-    let rig = Rig::start_consuming(files.settings(by_password.clone(), ours, Some(&files.right)), 5).await;
+    let rig = Rig::start_consuming(settings_with(by_password.clone(), ours, Some(&files.right)), 5).await;
     rig.stop().await;
     for ((case, sentence), client) in
         SENTENCES[2..5].iter().zip([None, Some(&files.strange), Some(&files.expired)])
     {
-        let said = refusal(&files.settings(by_password.clone(), ours, client)).await;
+        let said = refusal(&settings_with(by_password.clone(), ours, client)).await;
         assert!(said.contains(sentence), "{case}: {said}");
     }
 
-    let all = files.settings(by_certificate, ours, Some(&files.right));
+    let all = settings_with(by_certificate, ours, Some(&files.right));
     let said = refusal(&all).await;
     assert!(said.contains("check that the broker has a user of the name"), "{said}");
     broker.ctl(&["add_user", "worker", "unused"]).await.unwrap();
@@ -207,7 +207,7 @@ async fn a_broker_without_the_mechanism_is_told_apart() {
     let server = certificate::make(&place, "other");
     let broker = Broker::start_with_tls(&server).await.unwrap().expect(NO_BROKER);
     let uri = broker.uri_tls("%2f").unwrap().replace("guest:guest@", "") + "?auth_mechanism=external";
-    let said = refusal(&files.settings(uri, &server.ca_file, Some(&files.right))).await;
+    let said = refusal(&settings_with(uri, &server.ca_file, Some(&files.right))).await;
     assert!(said.contains("rabbitmq_auth_mechanism_ssl"), "{said}");
 }
 
