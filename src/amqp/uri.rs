@@ -83,10 +83,8 @@ impl Endpoint {
         check_parameters(query)?;
         // The library's message may quote what it read.
         let mut uri: AMQPUri = text.parse().map_err(|_| "cannot be read as a broker's URI".to_owned())?;
-        if let Some((address, _)) = host.strip_prefix('[').and_then(|host| host.split_once(']')) {
-            // The library takes "localhost" for every IPv6 address.
-            address.clone_into(&mut uri.authority.host);
-        }
+        // The library takes "localhost" for every IPv6 address.
+        uri.authority.host = Host::parse(host, 0).map_err(|what| format!("names a host that {what}"))?.name;
         let bytes = *uri.query.frame_max.get_or_insert(FRAME_MAX);
         if !(FRAME_MIN..=FRAME_MAX).contains(&bytes) {
             return Err(format!("has a frame_max other than {FRAME_MIN} to {FRAME_MAX} bytes"));
@@ -114,7 +112,6 @@ impl Endpoint {
                     .to_owned(),
             );
         }
-        Host::parse(host, endpoint.port()).map_err(|what| format!("has a host that {what}"))?;
         Ok(endpoint)
     }
 

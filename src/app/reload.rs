@@ -192,7 +192,11 @@ impl Reload {
         if roots_changed {
             tracing::info!("the trust roots for APNs changed; new connections use them");
         }
-        let broker_changed = self.renew_broker(&config);
+        let certificate_changed = shown_to_broker(&config) != shown_to_broker(&self.current);
+        if certificate_changed {
+            tracing::info!("the client certificate for the broker changed; the next connection uses it");
+        }
+        let broker_changed = self.renew_broker(&config) || certificate_changed;
         let credentials = self.credentials_of_known_apps(&config);
         let changed = credentials != self.credentials;
         let mut waiting = self.started.differences(&config);
@@ -205,9 +209,11 @@ impl Reload {
         }
         self.waiting = waiting;
         self.current = config;
+        if changed || certificate_changed {
+            tell_concerns(&self.current);
+        }
         if changed {
             self.credentials.clone_from(&credentials);
-            tell_concerns(&self.current);
             // What was asked for before and has not come is given up.
             self.taking.shutdown().await;
             let (apns, metrics) = (self.apns.clone(), Arc::clone(&self.metrics));
@@ -272,6 +278,11 @@ impl Reload {
             self.refused = Some(mistakes);
         }
     }
+}
+
+/// The client certificate that the broker is shown, to be compared.
+fn shown_to_broker(config: &Config) -> Option<Credential> {
+    config.broker_certificate.as_ref().map(|one| Credential::Certificate(one.certificate.clone()))
 }
 
 /// The app of that name.

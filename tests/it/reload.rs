@@ -15,7 +15,7 @@ use crate::contract::check_outcome;
 use crate::load::declare;
 use crate::place::Place;
 use crate::plan::{Plan, await_drained, now, read_all, written};
-use crate::process::POLL_EVERY;
+use crate::process::{POLL_EVERY, run_ringcast};
 use crate::vhost::{NO_BROKER, Vhost, start_broker};
 use crate::worker::{Config, READY_WITHIN, Worker};
 
@@ -122,6 +122,11 @@ async fn replaced_certificates_are_used_from_the_next_connection_on() {
     let replace = |file: &Path, content: &str| std::fs::write(file, content).expect("a file can be written");
     replace(&ca_file, &strange);
     replace(&client, &issue(-1).pem());
+    let file = config.write(&place, "check.toml");
+    let file = file.to_str().expect("the test's paths are UTF-8");
+    let ended = run_ringcast(&["check", "--config", file], &[], place.as_ref()).await;
+    assert_eq!(ended.code, Some(78), "{}", ended.stderr);
+    assert!(ended.stderr.starts_with("amqp.client_cert_file (") && ended.stderr.contains(" expired on "));
     let mut worker = Worker::start(&place, &config, "worker");
     let reason = |words: &'static str| move |status, text: &str| status == 503 && text.contains(words);
     worker.await_endpoint("/readyz", READY_WITHIN, reason("into amqp.ca_file")).await;
@@ -134,6 +139,7 @@ async fn replaced_certificates_are_used_from_the_next_connection_on() {
     ring(&broker.uri(), 1).await;
     worker.stop().await;
     let log = worker.log();
+    assert!(log.contains("the client certificate for the broker changed"), "{log}");
     assert!(
         log.contains("the broker will refuse a certificate") && log.contains("amqp.client_cert_file"),
         "{log}"
