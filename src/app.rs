@@ -313,6 +313,7 @@ fn watch_broker(status: &Status, health: &Health) {
     let status = status.clone();
     health.ready_when("amqp", move || match status.state() {
         State::Consuming => Readiness::ready(),
+        State::Partly { reason } => Readiness::ready().with_note(reason),
         State::NotConsuming { reason, .. } => Readiness::not_ready(reason),
         State::Blocked { reason } => Readiness::not_ready(format!("the broker blocks publishing: {reason}")),
     });

@@ -21,7 +21,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::describe::describe;
-use super::dial::Link;
 use super::limit::{ANSWER, ask};
 use super::settlement::Unsettled;
 use super::supervisor::{Phase, phase_of};
@@ -43,11 +42,15 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// Begins to consume from `queue`.
-    pub(super) async fn open(link: &Link, queue: &str, terms: Terms) -> Result<Self, Error> {
-        let channel = link.channel().await?;
+    /// Begins to consume from `queue` on a channel that nobody else uses.
+    pub(super) async fn open(channel: Channel, queue: &str, terms: Terms) -> Result<Self, Error> {
         let consumer = consume(&channel, queue, terms, "ringcast").await?;
         Ok(Self { queue: queue.to_owned(), terms, channel, consumer })
+    }
+
+    /// Its channel, for whoever survives it.
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// Hands on and settles until [`Phase::Closing`] (then `Ok`) or until the channel is of no use any more. Other terms in

@@ -9,12 +9,12 @@
 
 mod describe;
 pub mod dial;
-mod expired;
 mod fate;
 mod host;
 mod inbox;
 mod limit;
 mod outbox;
+mod reader;
 mod repair;
 mod settlement;
 mod socket;

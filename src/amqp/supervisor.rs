@@ -1,7 +1,7 @@
 //! Keeps a session with the broker, whatever happens to it, and stops it in order.
 //!
-//! A session ends as a whole: when a connection or channel is closed, a queue deleted, a confirm overdue. Everything is
-//! then built anew after a pause. What was posted and not taken yet stays for the next session.
+//! A session ends as a whole: when a connection is lost, or a confirm overdue. Everything is then built anew after a pause.
+//! What goes wrong with one queue ends no session, see `reader.rs`. What was posted and not taken yet stays for the next session.
 //!
 //! Stopping, by the phase that the application sets: [`Phase::Draining`] cancels the consumers, gives back what was not
 //! handed on, and drops the sender of deliveries, so that the worker sees their end; settling and publishing go on, through
@@ -20,12 +20,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::describe::describe;
 use super::dial::{Dialer, Link};
-use super::expired::read_expired;
 use super::host::Turns;
-use super::inbox::Inbox;
 use super::limit::GOODBYE;
 use super::outbox::Outbox;
-use super::terms::Terms;
+use super::reader::Reader;
 use super::topology::{EXPIRED, Presence, Thing, Topology};
 use super::{Error, Settings, Status};
 use crate::metrics::Metrics;
@@ -211,10 +209,10 @@ impl Keeper {
         // Listeners hear only what comes after them.
         let mut events = [listen(consume), listen(publish)];
         let mut stop = self.phase.clone();
-        let (inboxes, outbox) = tokio::select! {
+        let outbox = tokio::select! {
             biased;
             () = closing(&mut stop) => return Ok(()),
-            opened = self.open(consume, publish) => opened?,
+            opened = self.open(publish) => opened?,
         };
         self.note_phase();
         for role in ROLES {
@@ -222,44 +220,29 @@ impl Keeper {
         }
         self.diary.recovered(consume.endpoint(), self.deliveries.is_some());
         let signs = Signs { status: self.status.clone(), metrics: Arc::clone(&self.metrics) };
-        signs.usable(self.deliveries.is_some());
+        if self.deliveries.is_some() {
+            self.status.in_session(&self.settings.borrow().invites);
+        }
 
-        let mut inboxes: FuturesUnordered<_> = inboxes
-            .into_iter()
-            .map(|inbox| {
-                let (phase, settings) = (self.phase.clone(), self.settings.clone());
-                inbox.serve(self.deliveries.clone(), phase, settings, Arc::clone(&self.metrics))
-            })
-            .collect();
-        let expired_told = self.diary.optional.contains(&Thing::Queue(EXPIRED.to_owned()));
-        let mut expired = std::pin::pin!(read_expired(
-            consume,
-            self.settings.clone(),
-            self.deliveries.as_ref().map(mpsc::Sender::downgrade),
-            self.phase.clone(),
-            Arc::clone(&self.metrics),
-            expired_told,
-        ));
-        let mut answered = false;
+        let mut readers: FuturesUnordered<_> = self.readers(consume).map(Reader::read).collect();
         let mut outbox = std::pin::pin!(outbox.serve(&mut self.postings, self.phase.clone()));
         let mut published = false;
         let mut goodbye = std::pin::pin!(closing_overdue(self.phase.clone()));
         let [heard_consuming, heard_publishing] = &mut events;
         loop {
-            if published && answered && inboxes.is_empty() && phase_of(&self.phase) == Phase::Closing {
+            if published && readers.is_empty() && phase_of(&self.phase) == Phase::Closing {
                 return Ok(());
             }
             tokio::select! {
                 biased;
-                event = heard_consuming.next() => signs.read(event, self.deliveries.is_some())?,
-                event = heard_publishing.next() => signs.read(event, self.deliveries.is_some())?,
+                event = heard_consuming.next() => signs.read(event)?,
+                event = heard_publishing.next() => signs.read(event)?,
                 _ = stop.changed(), if self.deliveries.is_some() => {
                     if phase_of(&self.phase) != Phase::Running && self.deliveries.take().is_some() {
                         self.status.not_consuming("the worker is stopping");
                     }
                 }
-                Some(ended) = inboxes.next(), if !inboxes.is_empty() => ended?,
-                () = &mut expired, if !answered => answered = true,
+                Some(ended) = readers.next(), if !readers.is_empty() => ended?,
                 ended = &mut outbox, if !published => {
                     ended?;
                     published = true;
@@ -269,30 +252,47 @@ impl Keeper {
         }
     }
 
-    async fn open<'a>(
-        &mut self,
-        consume: &Link,
-        publish: &'a Link,
-    ) -> Result<(Vec<Inbox>, Outbox<'a>), Error> {
+    /// Invites queues may be missing: who reads them looks for them again and again.
+    async fn open<'a>(&mut self, publish: &'a Link) -> Result<Outbox<'a>, Error> {
         let settings = self.settings.borrow().clone();
         if settings.declare {
             self.topology.declare(publish).await?;
         }
         let presence = self.topology.check(publish).await?;
         self.report(&presence);
-        if !presence.needed.is_empty() {
+        let is_read = |thing: &Thing| matches!(thing, Thing::Queue(name) if settings.invites.contains(name));
+        if !presence.needed.iter().all(is_read) {
             return Err(Error::Missing(presence.needed));
         }
         let exchange = &settings.results_exchange;
         let (metrics, unix_seconds) = (Arc::clone(&self.metrics), Arc::clone(&self.unix_seconds));
-        let outbox = Outbox::open(publish, exchange, metrics, unix_seconds).await?;
-        let mut inboxes = Vec::new();
-        if phase_of(&self.phase) == Phase::Running {
-            for queue in &settings.invites {
-                inboxes.push(Inbox::open(consume, queue, Terms::of(&settings, queue)).await?);
-            }
-        }
-        Ok((inboxes, outbox))
+        Outbox::open(publish, exchange, metrics, unix_seconds).await
+    }
+
+    /// One for each queue; none from [`Phase::Draining`] on.
+    fn readers<'a>(&self, link: &'a Link) -> impl Iterator<Item = Reader<'a>> {
+        let queues = self
+            .settings
+            .borrow()
+            .invites
+            .iter()
+            .map(String::as_str)
+            .chain([EXPIRED])
+            .map(|queue| (queue.to_owned(), self.diary.optional.contains(&Thing::Queue(queue.to_owned()))))
+            .collect::<Vec<_>>();
+        let deliveries = self.deliveries.as_ref().map(mpsc::Sender::downgrade);
+        queues.into_iter().filter_map(move |(queue, missing_told)| {
+            Some(Reader {
+                link,
+                queue,
+                settings: self.settings.clone(),
+                deliveries: deliveries.clone()?,
+                phase: self.phase.clone(),
+                status: self.status.clone(),
+                metrics: Arc::clone(&self.metrics),
+                missing_told,
+            })
+        })
     }
 
     fn report(&mut self, presence: &Presence) {
@@ -326,19 +326,18 @@ struct Signs {
 }
 
 impl Signs {
-    fn read(&self, event: Option<Event>, consuming: bool) -> Result<(), Error> {
+    fn read(&self, event: Option<Event>) -> Result<(), Error> {
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
                 tracing::warn!(amqp.reason = %reason, "the broker takes no publications for now");
                 self.metrics.amqp_blocked(true);
-                if consuming {
-                    self.status.blocked(&format!("the broker takes no publications: {reason}"));
-                }
+                self.status.blocked(Some(format!("the broker takes no publications: {reason}")));
                 Ok(())
             }
             Some(Event::ConnectionUnblocked) => {
                 tracing::info!("the broker takes publications again");
-                self.usable(consuming);
+                self.metrics.amqp_blocked(false);
+                self.status.blocked(None);
                 Ok(())
             }
             // A channel was closed: whoever works with it sees that, and a channel for copies is nobody else's concern.
@@ -346,13 +345,6 @@ impl Signs {
             Some(Event::Error(error)) => Err(Error::Lost(format!("the broker closed: {}", describe(&error)))),
             Some(_) => Ok(()),
             None => Err(Error::Lost("the connection is gone".to_owned())),
-        }
-    }
-
-    fn usable(&self, consuming: bool) {
-        self.metrics.amqp_blocked(false);
-        if consuming {
-            self.status.consuming();
         }
     }
 }
