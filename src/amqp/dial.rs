@@ -149,19 +149,21 @@ impl Dialer {
         stream.set_nodelay(true).map_err(|error| place.unreachable(error.to_string()))?;
         let Some(tls) = &self.tls else { return Ok(Carrier::Plain(stream.compat())) };
         let name = ServerName::try_from(place.host.name.clone()).map_err(|_| {
-            Error::Configuration("amqp.uri is wrong: its host cannot stand in a certificate".to_owned())
+            Error::Configuration(format!(
+                "amqp.uri or amqp.hosts: {} cannot stand in a certificate",
+                place.host.name
+            ))
         })?;
-        let no_tls = |error: io::Error| {
+        let mut stream = tls.connect(name, stream).await.map_err(|error| {
             let explained = tls::explain(&error, self.shows_certificate);
             place.unreachable(
                 explained.unwrap_or_else(|| format!("no TLS: {error} (is this the port for amqps?)")),
             )
-        };
-        let mut stream = tls.connect(name, stream).await.map_err(no_tls)?;
+        })?;
         if stream.get_ref().1.protocol_version() == Some(ProtocolVersion::TLSv1_3)
             && let Ok(Err(refused)) = timeout(VERDICT, stream.fill_buf()).await
         {
-            return Err(no_tls(refused));
+            return Err(place.unreachable(self.explain_end(&refused)));
         }
         Ok(Carrier::Tls(Box::new(stream.compat())))
     }
@@ -195,10 +197,7 @@ impl Dialer {
         let reason = match (reply_code(error), error.kind()) {
             (Some(403), _) => format!("{said} ({login})"),
             (Some(530), _) => format!("{said} (check the virtual host at the end of the URI)"),
-            (_, ErrorKind::IOError(error)) => match tls::explain(error, self.shows_certificate) {
-                Some(explained) => explained,
-                None => said + self.hint(),
-            },
+            (_, ErrorKind::IOError(error)) => self.explain_end(error),
             (_, ErrorKind::ParsingError(_)) => {
                 "what answers there is no AMQP broker (or it speaks TLS: then write amqps)".to_owned()
             }
@@ -211,9 +210,12 @@ impl Dialer {
         }
     }
 
-    /// Why a broker may hang up between TLS and the login without a word that is heard.
-    fn hint(&self) -> &'static str {
-        match (&self.tls, self.shows_certificate) {
+    /// Why the stream ended before the login: what the broker said in TLS, or what to check where nothing was heard.
+    fn explain_end(&self, error: &io::Error) -> String {
+        if let Some(explained) = tls::explain(error, self.shows_certificate) {
+            return explained;
+        }
+        let hint = match (&self.tls, self.shows_certificate) {
             // It says nothing to who asks for a mechanism that it does not have.
             (Some(_), true) if self.endpoint.is_external() => {
                 " (check that the broker trusts the client certificate in amqp.client_cert_file, that its plugin rabbitmq_auth_mechanism_ssl is on, and EXTERNAL among its auth_mechanisms)"
@@ -225,7 +227,8 @@ impl Dialer {
                 " (where the broker demands a client certificate, set amqp.client_cert_file and amqp.client_key_file)"
             }
             (None, _) => "",
-        }
+        };
+        format!("{error}{hint}")
     }
 }
 
