@@ -13,7 +13,9 @@ use async_rs::Runtime;
 use futures_util::FutureExt;
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
 use parking_lot::Mutex;
+use rustls::ProtocolVersion;
 use rustls::pki_types::ServerName;
+use tokio::io::AsyncBufReadExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -30,6 +32,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// How long a host or address that says nothing is alone, before the next one is tried beside it. Each needs some ten round
 /// trips, so this is beyond what a healthy one takes across a continent.
 const HEAD_START: Duration = Duration::from_secs(1);
+/// How long nothing is written after a handshake of TLS 1.3. What the broker says of the client certificate comes then, and it
+/// may be lost where it hangs up on what is written already.
+const VERDICT: Duration = Duration::from_millis(100);
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
 
@@ -144,14 +149,22 @@ impl Dialer {
         stream.set_nodelay(true).map_err(|error| place.unreachable(error.to_string()))?;
         let Some(tls) = &self.tls else { return Ok(Carrier::Plain(stream.compat())) };
         let name = ServerName::try_from(place.host.name.clone()).map_err(|_| {
-            Error::Configuration("amqp.uri is wrong: its host cannot stand in a certificate".to_owned())
+            Error::Configuration(format!(
+                "amqp.uri or amqp.hosts: {} cannot stand in a certificate",
+                place.host.name
+            ))
         })?;
-        let stream = tls.connect(name, stream).await.map_err(|error| {
+        let mut stream = tls.connect(name, stream).await.map_err(|error| {
             let explained = tls::explain(&error, self.shows_certificate);
             place.unreachable(
                 explained.unwrap_or_else(|| format!("no TLS: {error} (is this the port for amqps?)")),
             )
         })?;
+        if stream.get_ref().1.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+            && let Ok(Err(refused)) = timeout(VERDICT, stream.fill_buf()).await
+        {
+            return Err(place.unreachable(self.explain_end(&refused)));
+        }
         Ok(Carrier::Tls(Box::new(stream.compat())))
     }
 
@@ -184,14 +197,7 @@ impl Dialer {
         let reason = match (reply_code(error), error.kind()) {
             (Some(403), _) => format!("{said} ({login})"),
             (Some(530), _) => format!("{said} (check the virtual host at the end of the URI)"),
-            (_, ErrorKind::IOError(error)) => match tls::explain(error, self.shows_certificate) {
-                Some(explained) => explained,
-                // It says nothing to who asks for a mechanism that it does not have.
-                None if self.endpoint.is_external() => format!(
-                    "{said} (check that the plugin rabbitmq_auth_mechanism_ssl is on, and EXTERNAL among the broker's auth_mechanisms)"
-                ),
-                None => said,
-            },
+            (_, ErrorKind::IOError(error)) => self.explain_end(error),
             (_, ErrorKind::ParsingError(_)) => {
                 "what answers there is no AMQP broker (or it speaks TLS: then write amqps)".to_owned()
             }
@@ -202,6 +208,27 @@ impl Dialer {
         } else {
             place.unreachable(reason)
         }
+    }
+
+    /// Why the stream ended before the login: what the broker said in TLS, or what to check where nothing was heard.
+    fn explain_end(&self, error: &io::Error) -> String {
+        if let Some(explained) = tls::explain(error, self.shows_certificate) {
+            return explained;
+        }
+        let hint = match (&self.tls, self.shows_certificate) {
+            // It says nothing to who asks for a mechanism that it does not have.
+            (Some(_), true) if self.endpoint.is_external() => {
+                " (check that the broker trusts the client certificate in amqp.client_cert_file, that its plugin rabbitmq_auth_mechanism_ssl is on, and EXTERNAL among its auth_mechanisms)"
+            }
+            (Some(_), true) => {
+                " (check that the broker trusts the client certificate in amqp.client_cert_file)"
+            }
+            (Some(_), false) => {
+                " (where the broker demands a client certificate, set amqp.client_cert_file and amqp.client_key_file)"
+            }
+            (None, _) => "",
+        };
+        format!("{error}{hint}")
     }
 }
 
