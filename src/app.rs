@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::admin::{self, Health, Readiness};
 use crate::amqp::supervisor::{self, Phase, Supervisor};
-use crate::amqp::{State, Status};
+use crate::amqp::{self, State, Status};
 use crate::apns::{self, Apns, tls};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -99,6 +99,8 @@ pub struct Core {
     pub worker: Arc<Worker<Apns>>,
     /// The connections that it pushes on.
     pub apns: Apns,
+    /// The broker's settings, as they change while the worker runs.
+    pub amqp: watch::Receiver<amqp::Settings>,
     reloading: reload::Task,
 }
 
@@ -111,28 +113,30 @@ impl Core {
         jitter: &Jitter,
     ) -> Result<Self, StartError> {
         let clock = Clock::system();
-        reload::tell_concerns(&config.certificates);
+        reload::tell_concerns(config);
         let trust = tls::Trust::load(config.apns.ca_file.as_deref())?;
         let dials = tls::dials(&config.apns, &trust)?;
         let apns = Apns::new(&config.apns, &config.apps, &dials, &clock, metrics, jitter)?;
         apns.start(&config.apps);
-        let reloading = reload::start(config, &trust, &apns, metrics);
+        let (changing, amqp) = watch::channel(config.amqp.clone());
+        let reloading = reload::start(config, &trust, &apns, changing, metrics);
         let worker = Worker::new(
             apns.clone(),
             config.worker.clone(),
             config.apps.clone(),
             apns.key_ids(),
             config.amqp.live,
-            usize::from(config.amqp.prefetch),
+            // It may be raised while the worker runs.
+            usize::from(amqp::PREFETCH_MAX),
             outbox,
             clock,
             Arc::clone(metrics),
             jitter.clone(),
         );
-        Ok(Self { worker: Arc::new(worker), apns, reloading })
+        Ok(Self { worker: Arc::new(worker), apns, amqp, reloading })
     }
 
-    /// Takes over no more credentials, and closes every connection to APNs after its open streams.
+    /// Takes over nothing more, and closes every connection to APNs after its open streams.
     pub async fn close(&self) {
         self.reloading.stop();
         self.apns.close().await;
@@ -184,10 +188,10 @@ pub async fn serve(
     let (phase, phases) = watch::channel(Phase::Running);
     let status = Status::new();
     watch_broker(&status, &health);
-    let mut pause = Pause::new(REDIAL_PAUSE, REDIAL_PAUSE_MAX, jitter);
+    let mut pause = Pause::new(REDIAL_PAUSE, REDIAL_PAUSE_MAX, jitter.clone());
     let clock = Clock::system();
     let mut broker = tokio::spawn(supervisor::run(Supervisor {
-        settings: config.amqp.clone(),
+        settings: core.amqp.clone(),
         worker_name: config.worker.name.clone(),
         deliveries,
         postings,
@@ -200,6 +204,7 @@ pub async fn serve(
             }
             pause.lengthen()
         }),
+        jitter,
         unix_seconds: Arc::new(move || clock.unix_ms().div_euclid(1000).max(0).unsigned_abs()),
     }));
     let (stop, stopped) = watch::channel(false);
@@ -308,6 +313,7 @@ fn watch_broker(status: &Status, health: &Health) {
     let status = status.clone();
     health.ready_when("amqp", move || match status.state() {
         State::Consuming => Readiness::ready(),
+        State::Partly { reason } => Readiness::ready().with_note(reason),
         State::NotConsuming { reason, .. } => Readiness::not_ready(reason),
         State::Blocked { reason } => Readiness::not_ready(format!("the broker blocks publishing: {reason}")),
     });

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use broker::describe_uri;
-pub use certificate::{AppCertificate, Concern, date};
+pub use certificate::{AppCertificate, BrokerCertificate, Concern, date};
 pub use mistake::Mistakes;
 
 use crate::domain::app::App;
@@ -59,6 +59,8 @@ pub struct Config {
     pub reload_interval: Duration,
     /// The client certificates among the apps' credentials.
     pub certificates: Vec<AppCertificate>,
+    /// The client certificate that the broker is shown.
+    pub broker_certificate: Option<BrokerCertificate>,
     input: Input,
 }
 
@@ -125,17 +127,17 @@ fn read_layers(
 
 /// Reads every section. `None`: something required is missing, and the reader knows what.
 fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
-    let amqp = broker::read(reader);
+    let broker = broker::read(reader);
     let endpoints = endpoint::read(reader);
     let (worker, shutdown_grace) = read_worker(reader, host_name);
     let admin = read_admin(reader);
     let log = read_log(reader);
     let apps = app::read(reader);
     let credentials = credential::read(reader, &apps)?;
-    let files = endpoints.ca_file.iter().chain(&credentials.files).cloned().collect();
+    let files = endpoints.ca_file.iter().chain(&credentials.files).chain(&broker.files).cloned().collect();
     let input = Input { files, written: reader.written(), ..Input::default() };
     Some(Config {
-        amqp,
+        amqp: broker.settings,
         apns: apns::Settings {
             endpoints: endpoints.places,
             ca_file: endpoints.ca_file,
@@ -151,6 +153,7 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
         shutdown_grace,
         reload_interval: endpoints.reload_interval,
         certificates: credentials.certificates,
+        broker_certificate: broker.certificate,
         input,
     })
 }

@@ -78,9 +78,9 @@ fn main() -> ExitCode {
         Command::Run(place) => with_config(&place, |config| ending(app::run(config))),
         Command::Check(place) => check(&place),
         Command::Topology(Topology::Declare(place)) => with_config(&place, |config| declare(&config)),
-        Command::Topology(Topology::Policies(place)) => {
-            with_config(&place, |config| print(cli::topology::policies(&config.amqp)))
-        }
+        Command::Topology(Topology::Policies(place)) => with_config(&place, |config| {
+            print(cli::topology::policies(&config.amqp, config.worker.deadline_max))
+        }),
         Command::Topology(Topology::Permissions(place)) => {
             with_config(&place, |config| print(cli::topology::permissions(&config.amqp)))
         }

@@ -45,6 +45,7 @@ pub struct Metrics {
     amqp_unsettled: IntGauge,
     amqp_publishes: IntCounterVec,
     amqp_missing: IntGaugeVec,
+    amqp_reading: IntGaugeVec,
     unknown_fields: IntCounter,
     clock_skew: Gauge,
     handler_panics: IntCounter,
@@ -179,6 +180,11 @@ impl Metrics {
                 "ringcast_amqp_publishes_total",
                 "Results published, by what became of them: `confirmed`, `returned`, `nacked`, `lost`.",
                 &["result"],
+            ),
+            amqp_reading: declare.gauges(
+                "ringcast_amqp_reading",
+                "1 while the worker consumes from the queue, 0 while it cannot.",
+                &["queue"],
             ),
             amqp_missing: declare.gauges(
                 "ringcast_amqp_missing",
@@ -369,6 +375,11 @@ impl Metrics {
     /// A publication's fate: `confirmed`, `returned`, `nacked`, `lost`.
     pub fn amqp_publish(&self, result: &str) {
         self.amqp_publishes.with_label_values(&[result]).inc();
+    }
+
+    /// A queue is consumed from, or not any more. `queue`: a configured or fixed name.
+    pub fn amqp_reading(&self, queue: &str, reading: bool) {
+        self.amqp_reading.with_label_values(&[queue]).set(i64::from(reading));
     }
 
     /// A queue or exchange of the topology is missing, or is not any more. `name`: a configured or fixed name.

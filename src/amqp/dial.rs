@@ -1,87 +1,174 @@
-//! A connection to the broker: DNS, TCP, TLS and the AMQP handshake under one limit, and an end that is certain.
+//! A connection to the broker: DNS, TCP, TLS and the AMQP handshake within limits, and an end that is certain.
+//!
+//! A cluster has several hosts, and a host's name several addresses. They are tried in turn, each from TCP to the end of the
+//! AMQP handshake: a silent one gets its [`HEAD_START`] and then company, so that neither it nor a slow name server uses up
+//! the time of the others, and a slow one, as after a restart of everything, still has the whole [`LIMIT`].
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_compat::CompatExt;
 use async_rs::Runtime;
+use futures_util::FutureExt;
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
 use parking_lot::Mutex;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ProtocolVersion;
+use rustls::pki_types::ServerName;
+use tokio::io::AsyncBufReadExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::describe::{describe, reply_code};
+use super::host::{Host, Turn, Turns, race};
 use super::limit::{GOODBYE, ask, is_answer};
 use super::socket::{Carrier, KillSwitch, Kit, Socket};
 use super::uri::Endpoint;
-use super::{Error, Settings};
+use super::{Error, Settings, tls};
 
-/// From the name to an open AMQP connection.
-const DIAL: Duration = Duration::from_secs(10);
+/// For one address, from its name to an open AMQP connection.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How long a host or address that says nothing is alone, before the next one is tried beside it. Each needs some ten round
+/// trips, so this is beyond what a healthy one takes across a continent.
+const HEAD_START: Duration = Duration::from_secs(1);
+/// How long nothing is written after a handshake of TLS 1.3. What the broker says of the client certificate comes then, and it
+/// may be lost where it hangs up on what is written already.
+const VERDICT: Duration = Duration::from_millis(100);
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 8;
 
 /// What all connections of one session are made from.
 pub struct Dialer {
     endpoint: Endpoint,
+    hosts: Vec<Host>,
     tls: Option<TlsConnector>,
+    /// Whether TLS shows a client certificate.
+    shows_certificate: bool,
+    turns: Turns,
     limit: Duration,
 }
 
 impl Dialer {
-    /// Reads the URI and, for `amqps`, the trusted certificates: the machine's own and those of `ca_file`. Made anew for
-    /// each session, so that replaced files are read again.
+    /// Reads the URI, the further hosts and, for `amqps`, the files of certificates. Made anew for each session, so that
+    /// replaced files are read again.
     pub async fn new(settings: &Settings) -> Result<Self, Error> {
         let endpoint = Endpoint::parse(&settings.uri)
-            .map_err(|what| Error::Configuration(format!("amqp.uri is wrong: {what}")))?;
-        let mut tls = None;
-        if endpoint.is_tls() {
-            tls = Some(TlsConnector::from(Arc::new(trust(settings.ca_file.clone()).await?)));
+            .map_err(|what| Error::Configuration(format!("amqp.uri {what}")))?;
+        let mut hosts = vec![endpoint.host()];
+        for text in &settings.hosts {
+            let host = Host::parse(text, endpoint.port())
+                .map_err(|what| Error::Configuration(format!("amqp.hosts: {text:?} {what}")))?;
+            if !hosts.contains(&host) {
+                hosts.push(host);
+            }
         }
-        Ok(Self { endpoint, tls, limit: DIAL })
+        let tls = if endpoint.is_tls() { Some(tls::connector(settings).await?) } else { None };
+        let shows_certificate = settings.client.is_some();
+        Ok(Self { endpoint, hosts, tls, shows_certificate, turns: Turns::default(), limit: LIMIT })
     }
 
-    /// Opens a connection that the broker lists under `name`, within 10 s.
+    /// The same with somebody's memory of whose turn it is.
+    #[must_use]
+    pub(super) fn taking_turns(self, turns: &Turns) -> Self {
+        Self { turns: turns.clone(), ..self }
+    }
+
+    /// Opens a connection that the broker lists under `name`. The limit is 10 s where the broker has one address; each further
+    /// host or address may add one.
     pub async fn dial(&self, name: &str) -> Result<Link, Error> {
+        let hosts = self.turns.order(&self.hosts).into_iter();
+        let tries: Vec<_> = hosts.map(|host| self.dial_host(host, name).boxed()).collect();
+        race(tries, HEAD_START).await.map_err(|errors| Error::of_all(errors.into_iter().flatten().collect()))
+    }
+
+    async fn dial_host(&self, host: &Host, name: &str) -> Result<Link, Vec<Error>> {
+        let turn = self.turns.begin(host);
+        let until = Instant::now() + self.limit;
+        let place = Place { endpoint: self.endpoint.at(host), host };
+        let addresses = self.look_up(&place, until).await.map_err(|error| vec![error])?;
+        let several = addresses.len() > 1;
+        let tries = self.turns.order(addresses).into_iter().zip(0..).map(|(address, before)| {
+            let mut place = place.clone();
+            if several {
+                place.endpoint = format!("{} ({})", place.endpoint, address.ip());
+            }
+            self.dial_address(place, address, until + HEAD_START * before, name).boxed()
+        });
+        let tries: Vec<_> = tries.collect();
+        let (connection, fuse, of_address) = race(tries, HEAD_START).await?;
+        Ok(Link { connection, fuse, endpoint: place.endpoint, turns: [turn, of_address] })
+    }
+
+    async fn look_up(&self, place: &Place<'_>, until: Instant) -> Result<Vec<SocketAddr>, Error> {
+        let Host { name, port } = place.host;
+        let found = timeout_at(until, lookup_host((name.as_str(), *port))).await;
+        let found = match found {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => return Err(place.unreachable(error.to_string())),
+            Err(_) => return Err(place.unreachable(format!("no answer from DNS within {:?}", self.limit))),
+        };
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for address in found {
+            if !addresses.contains(&address) && addresses.len() < ADDRESSES_MAX {
+                addresses.push(address);
+            }
+        }
+        if addresses.is_empty() {
+            return Err(place.unreachable("its name has no address".to_owned()));
+        }
+        Ok(addresses)
+    }
+
+    async fn dial_address(
+        &self,
+        place: Place<'_>,
+        address: SocketAddr,
+        until: Instant,
+        name: &str,
+    ) -> Result<(Connection, Fuse, Turn), Error> {
+        let turn = self.turns.begin(&address);
         // Fired when this future is dropped, too.
         let fuse = Fuse(KillSwitch::default());
-        let until = Instant::now() + self.limit;
         let handshake = async {
-            let socket = Socket::new(self.reach(until).await?, fuse.0.clone());
-            self.open(socket, name).await
+            let socket = Socket::new(self.reach(&place, address).await?, fuse.0.clone());
+            self.open(&place, socket, name).await
         };
         match timeout_at(until, handshake).await {
-            Ok(connection) => Ok(Link { connection: connection?, fuse, endpoint: self.endpoint.to_string() }),
+            Ok(connection) => Ok((connection?, fuse, turn)),
             Err(_) => {
-                Err(self.unreachable(format!("no answer as from an AMQP broker within {:?}", self.limit)))
+                Err(place.unreachable(format!("no answer as from an AMQP broker within {:?}", self.limit)))
             }
         }
     }
 
-    async fn reach(&self, until: Instant) -> Result<Carrier, Error> {
-        let endpoint = &self.endpoint;
-        let stream = connect(endpoint.host(), endpoint.port(), until)
-            .await
-            .map_err(|error| self.unreachable(error.to_string()))?;
+    async fn reach(&self, place: &Place<'_>, address: SocketAddr) -> Result<Carrier, Error> {
+        let stream = TcpStream::connect(address).await;
+        let stream = stream.map_err(|error| place.unreachable(error.to_string()))?;
         // Without it a small frame may wait for the answer to the one before.
-        stream.set_nodelay(true).map_err(|error| self.unreachable(error.to_string()))?;
+        stream.set_nodelay(true).map_err(|error| place.unreachable(error.to_string()))?;
         let Some(tls) = &self.tls else { return Ok(Carrier::Plain(stream.compat())) };
-        let name = ServerName::try_from(endpoint.host().to_owned()).map_err(|_| {
-            Error::Configuration("amqp.uri is wrong: its host cannot stand in a certificate".to_owned())
-        })?;
-        let stream = tls.connect(name, stream).await.map_err(|error| {
-            self.unreachable(format!(
-                "no TLS: {error} (is this the port for amqps, and is its CA in amqp.ca_file?)"
+        let name = ServerName::try_from(place.host.name.clone()).map_err(|_| {
+            Error::Configuration(format!(
+                "amqp.uri or amqp.hosts: {} cannot stand in a certificate",
+                place.host.name
             ))
         })?;
+        let mut stream = tls.connect(name, stream).await.map_err(|error| {
+            let explained = tls::explain(&error, self.shows_certificate);
+            place.unreachable(
+                explained.unwrap_or_else(|| format!("no TLS: {error} (is this the port for amqps?)")),
+            )
+        })?;
+        if stream.get_ref().1.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+            && let Ok(Err(refused)) = timeout(VERDICT, stream.fill_buf()).await
+        {
+            return Err(place.unreachable(self.explain_end(&refused)));
+        }
         Ok(Carrier::Tls(Box::new(stream.compat())))
     }
 
-    async fn open(&self, socket: Socket, name: &str) -> Result<Connection, Error> {
+    async fn open(&self, place: &Place<'_>, socket: Socket, name: &str) -> Result<Connection, Error> {
         let handed_over = Mutex::new(Some(socket));
         let connect = async move |_, _| {
             mute_this_thread();
@@ -97,31 +184,65 @@ impl Dialer {
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         Connection::connector(self.endpoint.uri(), Runtime::new(Kit::current()), connect, properties)
             .await
-            .map_err(|error| self.refusal(&error))
+            .map_err(|error| self.refusal(place, &error))
     }
 
-    fn refusal(&self, error: &lapin::Error) -> Error {
+    fn refusal(&self, place: &Place<'_>, error: &lapin::Error) -> Error {
         let said = describe(error);
-        let reason = match reply_code(error) {
-            Some(403) => {
-                format!("{said} (check the user and the password, and the user's rights to the virtual host)")
+        let login = if self.endpoint.is_external() {
+            "check that the broker has a user of the name that it reads from the certificate in amqp.client_cert_file, with rights to the virtual host"
+        } else {
+            "check the user and the password, and the user's rights to the virtual host"
+        };
+        let reason = match (reply_code(error), error.kind()) {
+            (Some(403), _) => format!("{said} ({login})"),
+            (Some(530), _) => format!("{said} (check the virtual host at the end of the URI)"),
+            (_, ErrorKind::IOError(error)) => self.explain_end(error),
+            (_, ErrorKind::ParsingError(_)) => {
+                "what answers there is no AMQP broker (or it speaks TLS: then write amqps)".to_owned()
             }
-            Some(530) => format!("{said} (check the virtual host at the end of the URI)"),
             _ => said,
         };
         if is_answer(error) {
-            Error::Refused { endpoint: self.endpoint.to_string(), reason }
-        } else if matches!(error.kind(), ErrorKind::ParsingError(_)) {
-            self.unreachable(
-                "what answers there is no AMQP broker (or it speaks TLS: then write amqps)".to_owned(),
-            )
+            Error::Refused { endpoint: place.endpoint.clone(), reason }
         } else {
-            self.unreachable(reason)
+            place.unreachable(reason)
         }
     }
 
+    /// Why the stream ended before the login: what the broker said in TLS, or what to check where nothing was heard.
+    fn explain_end(&self, error: &io::Error) -> String {
+        if let Some(explained) = tls::explain(error, self.shows_certificate) {
+            return explained;
+        }
+        let hint = match (&self.tls, self.shows_certificate) {
+            // It says nothing to who asks for a mechanism that it does not have.
+            (Some(_), true) if self.endpoint.is_external() => {
+                " (check that the broker trusts the client certificate in amqp.client_cert_file, that its plugin rabbitmq_auth_mechanism_ssl is on, and EXTERNAL among its auth_mechanisms)"
+            }
+            (Some(_), true) => {
+                " (check that the broker trusts the client certificate in amqp.client_cert_file)"
+            }
+            (Some(_), false) => {
+                " (where the broker demands a client certificate, set amqp.client_cert_file and amqp.client_key_file)"
+            }
+            (None, _) => "",
+        };
+        format!("{error}{hint}")
+    }
+}
+
+/// Where one try goes.
+#[derive(Clone)]
+struct Place<'a> {
+    /// For people.
+    endpoint: String,
+    host: &'a Host,
+}
+
+impl Place<'_> {
     fn unreachable(&self, reason: String) -> Error {
-        Error::Unreachable { endpoint: self.endpoint.to_string(), reason }
+        Error::Unreachable { endpoint: self.endpoint.clone(), reason }
     }
 }
 
@@ -131,6 +252,8 @@ pub struct Link {
     #[expect(dead_code, reason = "its drop is what counts")]
     fuse: Fuse,
     endpoint: String,
+    #[expect(dead_code, reason = "their drop is what counts: the next connection begins elsewhere")]
+    turns: [Turn; 2],
 }
 
 impl Link {
@@ -172,62 +295,10 @@ fn mute_this_thread() {
     std::mem::forget(tracing::dispatcher::set_default(&tracing::Dispatch::none()));
 }
 
-/// Tries every address of the host, each with its share of the time.
-async fn connect(host: &str, port: u16, until: Instant) -> io::Result<TcpStream> {
-    let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
-    for (tried, address) in addresses.iter().enumerate() {
-        let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-        let share = until.saturating_duration_since(Instant::now()) / left;
-        last = match timeout(share, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => error,
-            Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer to the TCP connect"),
-        };
-    }
-    Err(last)
-}
-
-/// Which certificates to believe. Reads files, so it runs where blocking is allowed.
-async fn trust(ca_file: Option<PathBuf>) -> Result<ClientConfig, Error> {
-    tokio::task::spawn_blocking(move || read_trust(ca_file.as_deref())).await.unwrap_or_else(|died| {
-        Err(Error::Configuration(format!("the trusted certificates cannot be read: {died}")))
-    })
-}
-
-fn read_trust(ca_file: Option<&Path>) -> Result<ClientConfig, Error> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(file) = ca_file {
-        let wrong = |what: String| Error::Configuration(format!("amqp.ca_file {} {what}", file.display()));
-        let certificates = CertificateDer::pem_file_iter(file)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| wrong(format!("cannot be read: {error}")))?;
-        if certificates.is_empty() {
-            return Err(wrong("holds no certificate".to_owned()));
-        }
-        for certificate in certificates {
-            roots
-                .add(certificate)
-                .map_err(|error| wrong(format!("holds a certificate that is none: {error}")))?;
-        }
-    }
-    if roots.is_empty() {
-        return Err(Error::Configuration(
-            "no trusted certificates: the machine has none; set amqp.ca_file to the broker's CA".to_owned(),
-        ));
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("the provider has the suites of both versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(config)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
 
@@ -236,12 +307,15 @@ mod tests {
     fn settings(uri: String, ca_file: Option<PathBuf>) -> Settings {
         Settings {
             uri,
+            hosts: Vec::new(),
             ca_file,
+            client: None,
             declare: false,
             invites: vec!["q".into()],
             results_exchange: "x".into(),
             live: false,
             prefetch: 1,
+            consumer_priority: 0,
         }
     }
 
@@ -290,9 +364,9 @@ mod tests {
             Dialer::new(&settings(format!("amqp://u:p@127.0.0.1:{port}/v"), None)).await.unwrap();
         dialer.limit = Duration::from_millis(300);
         let dials = futures_util::future::join_all((0..5).map(|_| dialer.dial("test")));
-        let dials = timeout(DIAL, dials).await.expect("the limit ends each of them");
+        let dials = timeout(LIMIT, dials).await.expect("the limit ends each of them");
         assert!(dials.iter().all(|dial| matches!(dial, Err(Error::Unreachable { .. }))));
-        timeout(DIAL, async {
+        timeout(LIMIT, async {
             while io_threads() > 0 {
                 tokio::task::yield_now().await;
             }

@@ -16,18 +16,18 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
     BasicRejectOptions,
 };
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{AMQPValue, ShortString};
 use lapin::{Acker, BasicProperties, Channel, Consumer};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Error;
 use super::describe::describe;
-use super::dial::Link;
-use super::limit::ask;
+use super::limit::{ANSWER, ask};
 use super::settlement::Unsettled;
 use super::supervisor::{Phase, phase_of};
+use super::terms::{PREFETCH_MAX, Terms};
 use super::topology::EXPIRED;
+use super::{Error, Settings};
 use crate::metrics::Metrics;
 use crate::worker::mailbox::{Delivery, GivenUp, Properties, Receipt, Settlement};
 
@@ -42,40 +42,40 @@ const ARRIVED_WITHIN: Duration = Duration::from_secs(1);
 /// A consumer that has begun, on a channel of its own.
 pub(super) struct Inbox {
     queue: String,
-    prefetch: u16,
+    terms: Terms,
     channel: Channel,
     consumer: Consumer,
 }
 
 impl Inbox {
-    /// Begins to consume from `queue`, with at most `prefetch` deliveries unsettled.
-    pub(super) async fn open(link: &Link, queue: &str, prefetch: u16) -> Result<Self, Error> {
-        let channel = link.channel().await?;
-        // Per consumer: quorum queues close the connection over a global one.
-        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
-        ask("setting the prefetch", qos).await.map_err(Error::Lost)?;
-        let consume = channel.basic_consume(
-            queue.into(),
-            "ringcast".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let consumer = ask(&format!("consuming from queue {queue}"), consume).await.map_err(Error::Lost)?;
-        Ok(Self { queue: queue.to_owned(), prefetch, channel, consumer })
+    /// Begins to consume from `queue` on a channel that nobody else uses.
+    pub(super) async fn open(channel: Channel, queue: &str, terms: Terms) -> Result<Self, Error> {
+        let consumer = consume(&channel, queue, terms, "ringcast").await?;
+        Ok(Self { queue: queue.to_owned(), terms, channel, consumer })
     }
 
-    /// Hands on and settles until [`Phase::Closing`] (then `Ok`) or until the channel is of no use any more.
+    /// Its channel, for whoever survives it.
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Hands on and settles until [`Phase::Closing`] (then `Ok`) or until the channel is of no use any more. Other terms in
+    /// `settings` are taken over on the way.
     pub(super) async fn serve(
         self,
         deliveries: Option<mpsc::Sender<Delivery>>,
         mut phase: watch::Receiver<Phase>,
+        mut settings: watch::Receiver<Settings>,
         metrics: Arc<Metrics>,
     ) -> Result<(), Error> {
-        // As many as can be unsettled: a receipt never waits.
-        let (reporter, mut settlements) = mpsc::channel(usize::from(self.prefetch) + 1);
+        // As many as can be unsettled, under two terms while they change: a receipt never waits.
+        let (reporter, mut settlements) = mpsc::channel(2 * usize::from(PREFETCH_MAX) + 1);
         let mut reports = Vec::new();
         let mut serving = Serving {
             queue: self.queue,
+            terms: self.terms,
+            renewals: 0,
+            held_until: 0,
             channel: self.channel,
             consumer: self.consumer,
             consumed: false,
@@ -89,7 +89,10 @@ impl Inbox {
         };
         loop {
             match phase_of(&phase) {
-                Phase::Running => {}
+                Phase::Running => {
+                    let terms = Terms::of(&settings.borrow_and_update(), &serving.queue);
+                    serving.renew(terms).await?;
+                }
                 Phase::Draining => serving.drain().await?,
                 Phase::Closing => break,
             }
@@ -98,6 +101,8 @@ impl Inbox {
                 biased;
                 // An error is a sender that is gone, which the loop's head sees as the end.
                 _ = phase.changed() => {}
+                // A sender that is gone changes nothing any more.
+                Ok(()) = settings.changed() => {}
                 // Never zero: `serving` keeps a sender.
                 _ = settlements.recv_many(&mut reports, usize::from(u16::MAX)) => {}
                 item = serving.consumer.next(), if !serving.consumed => serving.take(item)?,
@@ -132,6 +137,11 @@ enum Worker {
 /// The state of [`Inbox::serve`].
 struct Serving {
     queue: String,
+    terms: Terms,
+    /// How often the terms have changed.
+    renewals: u64,
+    /// The last tag that came under the terms before these.
+    held_until: u64,
     channel: Channel,
     consumer: Consumer,
     /// The consumer was cancelled by us and its stream has ended: it must not be polled again.
@@ -214,15 +224,43 @@ impl Serving {
         Worker::There
     }
 
+    /// Goes on under other terms. A new consumer takes the place of the old one, on the same channel, so that what is held
+    /// stays in the worker's hands and is settled as ever. Until it is, the broker counts it beside the new prefetch; so a
+    /// further change waits for it, and no more than two prefetches are ever unsettled.
+    async fn renew(&mut self, terms: Terms) -> Result<(), Error> {
+        if terms == self.terms || self.deliveries.is_none() || self.unsettled.first() <= self.held_until {
+            return Ok(());
+        }
+        self.cancel().await?;
+        // What was on its way comes out of the stream, which then ends.
+        let rest = async {
+            while let Some(item) = self.consumer.next().await {
+                self.take(Some(item))?;
+            }
+            Ok(())
+        };
+        timeout(ANSWER, rest)
+            .await
+            .unwrap_or_else(|_| Err(Error::Lost("a cancelled consumer did not end".to_owned())))?;
+        self.renewals += 1;
+        let tag = format!("ringcast-{}", self.renewals);
+        self.consumer = consume(&self.channel, &self.queue, terms, &tag).await?;
+        self.held_until = self.unsettled.last();
+        self.terms = terms;
+        Ok(())
+    }
+
+    async fn cancel(&self) -> Result<(), Error> {
+        let cancel = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+        ask(&format!("cancelling the consumer of queue {}", self.queue), cancel).await.map_err(Error::Lost)
+    }
+
     /// Stops consuming, once. What still comes out of the stream goes back to the queue.
     async fn drain(&mut self) -> Result<(), Error> {
         if self.deliveries.take().is_none() {
             return Ok(());
         }
-        let cancel = self.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
-        ask(&format!("cancelling the consumer of queue {}", self.queue), cancel)
-            .await
-            .map_err(Error::Lost)?;
+        self.cancel().await?;
         self.give_back_waiting();
         self.take_all_ready()?;
         self.settle(&mut Vec::new()).await
@@ -283,6 +321,16 @@ impl Serving {
         }
         Ok(())
     }
+}
+
+/// Begins to consume, on the terms given.
+async fn consume(channel: &Channel, queue: &str, terms: Terms, tag: &str) -> Result<Consumer, Error> {
+    // For the consumers that come after it: quorum queues close the connection over a global one.
+    let qos = channel.basic_qos(terms.prefetch, BasicQosOptions { global: false });
+    ask("setting the prefetch", qos).await.map_err(Error::Lost)?;
+    let options = BasicConsumeOptions::default();
+    let consume = channel.basic_consume(queue.into(), tag.into(), options, terms.arguments());
+    ask(&format!("consuming from queue {queue}"), consume).await.map_err(Error::Lost)
 }
 
 /// Returns when the worker has room for a delivery, or is gone.
@@ -386,6 +434,8 @@ fn header_text(value: &AMQPValue) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use lapin::types::FieldTable;
+
     use super::*;
 
     fn with_headers(headers: &[(&str, AMQPValue)]) -> BasicProperties {

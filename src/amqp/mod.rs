@@ -2,23 +2,26 @@
 //!
 //! A **session** is two connections (one to consume, one to publish), their channels and consumers, as one unit:
 //! [`supervisor`] builds it whole, and when any part of it ends, tears all of it down and builds it anew. The client
-//! library's own recovery stays off, because it leaves consumers that wait for ever. [`dial`] makes a connection,
-//! [`topology`] knows every queue and exchange, `inbox` consumes and settles, `expired` reads what the broker
-//! gave up on, `outbox` publishes. Towards the worker
-//! there are only the two flows of `worker::mailbox`.
+//! library's own recovery stays off, because it leaves consumers that wait for ever. [`dial`] makes a connection, to the `host`
+//! whose turn it is, [`topology`] knows every queue and exchange, `inbox` consumes and settles, on `terms` that may change,
+//! `expired` reads what the broker gave up on, `outbox` publishes. Towards the worker there are only the two flows of
+//! `worker::mailbox`.
 
 mod describe;
 pub mod dial;
-mod expired;
 mod fate;
+mod host;
 mod inbox;
 mod limit;
 mod outbox;
+mod reader;
 mod repair;
 mod settlement;
 mod socket;
 pub mod status;
 pub mod supervisor;
+mod terms;
+mod tls;
 pub mod topology;
 mod uri;
 
@@ -26,15 +29,20 @@ use std::path::PathBuf;
 
 pub use status::{State, Status};
 pub use supervisor::{Phase, Supervisor};
-pub use uri::{Login, check_uri, login};
+pub use terms::PREFETCH_MAX;
+pub use uri::{Facts, check_host, facts};
 
 /// What the AMQP rooms are told by the configuration.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     /// `amqp.uri` (or the content of `amqp.uri_file`): `amqp://` or `amqps://`. Holds the password: never printed.
     pub uri: String,
+    /// `amqp.hosts`: further hosts of the same cluster, `HOST` or `HOST:PORT`.
+    pub hosts: Vec<String>,
     /// `amqp.ca_file`: an extra trust root for `amqps`.
     pub ca_file: Option<PathBuf>,
+    /// The client certificate for `amqps`, if one is to be shown.
+    pub client: Option<ClientFiles>,
     /// `amqp.declare`: declare the topology at start, for development.
     pub declare: bool,
     /// `amqp.invites`: the queues to consume from, at least one.
@@ -46,6 +54,32 @@ pub struct Settings {
     /// `amqp.prefetch`: unsettled deliveries at most, 1 to 2000 (quorum queues cap at 2000). Several invites queues share
     /// it in equal parts, after a twentieth for what the broker gave up on.
     pub prefetch: u16,
+    /// `amqp.consumer_priority`: consumers with a higher one are served first. 0: the broker's default.
+    pub consumer_priority: i32,
+}
+
+/// A client certificate's files, in PEM. They are read anew for each session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientFiles {
+    /// `amqp.client_cert_file`: the certificate, followed by those that vouch for it, if any.
+    pub cert_file: PathBuf,
+    /// `amqp.client_key_file`: its private key.
+    pub key_file: PathBuf,
+}
+
+impl Settings {
+    /// These settings with what of `next` is taken over while the worker runs: where the broker is and how to log in, and how
+    /// much is consumed. The rest waits for a start.
+    #[must_use]
+    pub fn renewed(&self, next: &Self) -> Self {
+        Self {
+            declare: self.declare,
+            invites: self.invites.clone(),
+            results_exchange: self.results_exchange.clone(),
+            live: self.live,
+            ..next.clone()
+        }
+    }
 }
 
 impl std::fmt::Debug for Settings {
@@ -53,12 +87,15 @@ impl std::fmt::Debug for Settings {
         formatter
             .debug_struct("Settings")
             .field("uri", &"…")
+            .field("hosts", &self.hosts)
             .field("ca_file", &self.ca_file)
+            .field("client", &self.client)
             .field("declare", &self.declare)
             .field("invites", &self.invites)
             .field("results_exchange", &self.results_exchange)
             .field("live", &self.live)
             .field("prefetch", &self.prefetch)
+            .field("consumer_priority", &self.consumer_priority)
             .finish()
     }
 }
@@ -85,6 +122,9 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+    /// The broker has several addresses, and none of them can be used: why, each.
+    #[error("{}", .0.iter().map(Self::to_string).collect::<Vec<_>>().join("; "))]
+    NoneUsable(Vec<Self>),
     /// Queues or exchanges that the worker needs are not there.
     #[error(
         "{} missing: run `ringcast topology declare` or set amqp.declare = true",
@@ -107,7 +147,19 @@ pub enum Error {
 impl Error {
     /// Whether a peer is unavailable, which `ringcast` reports by exit code 69. The others are a configuration to mend.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Refused { .. } | Self::Lost(_))
+        matches!(self, Self::Unreachable { .. } | Self::Refused { .. } | Self::NoneUsable(_) | Self::Lost(_))
+    }
+
+    /// Of one address its own; of several all, in an order that does not change from try to try.
+    fn of_all(mut errors: Vec<Self>) -> Self {
+        errors.sort_by_cached_key(Self::to_string);
+        match errors.pop() {
+            Some(only) if errors.is_empty() => only,
+            last => {
+                errors.extend(last);
+                Self::NoneUsable(errors)
+            }
+        }
     }
 }
 
@@ -119,12 +171,15 @@ mod tests {
     fn settings_never_show_the_password() {
         let settings = Settings {
             uri: "amqp://guest:hunter2@127.0.0.1:5672/%2f".into(),
+            hosts: Vec::new(),
             ca_file: None,
+            client: None,
             declare: false,
             invites: vec!["ringcast.invites".into()],
             results_exchange: "ringcast.results".into(),
             live: false,
             prefetch: 500,
+            consumer_priority: 0,
         };
         assert!(!format!("{settings:?}").contains("hunter2"));
     }

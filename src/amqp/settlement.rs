@@ -49,9 +49,19 @@ impl<A> Unsettled<A> {
         self.open
     }
 
+    /// The tag of the oldest delivery that is held, or of the one that comes next.
+    pub(super) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The tag of the latest delivery, 0 before any.
+    pub(super) fn last(&self) -> u64 {
+        self.first + self.slots.len() as u64 - 1
+    }
+
     /// A delivery came.
     pub(super) fn deliver(&mut self, tag: u64, acker: A) -> Result<(), OutOfOrder> {
-        if tag != self.first + self.slots.len() as u64 {
+        if tag != self.last() + 1 {
             return Err(OutOfOrder);
         }
         self.slots.push_back(Slot::Waiting(acker));

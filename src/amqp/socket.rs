@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::repair::Repair;
+use super::tls;
 
 /// Ends a [`Socket`] from outside. Clones fire the same one.
 #[derive(Clone, Debug, Default)]
@@ -93,6 +94,25 @@ impl Socket {
         count
     }
 
+    /// A peer that turns a client certificate away says why and hangs up, and what is written then may fail before that was
+    /// read. What it said is the reason of the failure.
+    fn last_word(&mut self, context: &mut Context<'_>, error: io::Error) -> io::Error {
+        let Carrier::Tls(stream) = &mut self.carrier else { return error };
+        let mut rest = [0; 1024];
+        loop {
+            match Pin::new(stream.as_mut()).poll_read(context, &mut rest) {
+                Poll::Ready(Ok(count)) if count > 0 => {}
+                Poll::Ready(Err(last)) if tls::said(&last).is_some() => return last,
+                _ => return error,
+            }
+        }
+    }
+
+    /// The outcome of a write, with the peer's last word where it failed.
+    fn written<T>(&mut self, context: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        outcome.map_err(|error| self.last_word(context, error))
+    }
+
     fn reading(&mut self, context: &Context<'_>) -> io::Result<Pin<&mut (dyn AsyncRead + Unpin)>> {
         self.kill.check(&self.kill.0.reader, context)?;
         Ok(match &mut self.carrier {
@@ -153,7 +173,8 @@ impl AsyncWrite for Socket {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.writing(context)?.poll_write(context, bytes)
+        let outcome = self.writing(context)?.poll_write(context, bytes);
+        self.written(context, outcome)
     }
 
     fn poll_write_vectored(
@@ -161,11 +182,13 @@ impl AsyncWrite for Socket {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.writing(context)?.poll_write_vectored(context, buffers)
+        let outcome = self.writing(context)?.poll_write_vectored(context, buffers);
+        self.written(context, outcome)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.writing(context)?.poll_flush(context)
+        let outcome = self.writing(context)?.poll_flush(context);
+        self.written(context, outcome)
     }
 
     /// One try and no wait: the library awaits this on its thread, without a limit, after AMQP's own goodbye.

@@ -1,7 +1,7 @@
 //! Keeps a session with the broker, whatever happens to it, and stops it in order.
 //!
-//! A session ends as a whole: when a connection or channel is closed, a queue deleted, a confirm overdue. Everything is
-//! then built anew after a pause. What was posted and not taken yet stays for the next session.
+//! A session ends as a whole: when a connection is lost, or a confirm overdue. Everything is then built anew after a pause.
+//! What goes wrong with one queue ends no session, see `reader.rs`. What was posted and not taken yet stays for the next session.
 //!
 //! Stopping, by the phase that the application sets: [`Phase::Draining`] cancels the consumers, gives back what was not
 //! handed on, and drops the sender of deliveries, so that the worker sees their end; settling and publishing go on, through
@@ -20,13 +20,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::describe::describe;
 use super::dial::{Dialer, Link};
-use super::expired::read_expired;
-use super::inbox::Inbox;
+use super::host::Turns;
 use super::limit::GOODBYE;
 use super::outbox::Outbox;
+use super::reader::Reader;
 use super::topology::{EXPIRED, Presence, Thing, Topology};
 use super::{Error, Settings, Status};
 use crate::metrics::Metrics;
+use crate::pause::Jitter;
 use crate::worker::mailbox::{Delivery, Posting};
 
 /// A session that lived this long was a good one: the next pause is the shortest again.
@@ -51,8 +52,9 @@ pub type Pause = Box<dyn FnMut(u32) -> Duration + Send>;
 
 /// What [`run`] works with.
 pub struct Supervisor {
-    /// From the configuration.
-    pub settings: Settings,
+    /// From the configuration. Where the broker is and how to log in counts from the next connection on, how much is consumed
+    /// at once; the rest is as it was at first.
+    pub settings: watch::Receiver<Settings>,
     /// The worker's name; the broker lists the connections as `ringcast consume NAME` and `ringcast publish NAME`.
     pub worker_name: String,
     /// Where deliveries go. Its capacity counts on top of the work that the worker has begun, within the prefetch.
@@ -67,6 +69,8 @@ pub struct Supervisor {
     pub phase: watch::Receiver<Phase>,
     /// Backoff with jitter.
     pub pause: Pause,
+    /// Draws the order in which hosts and addresses are tried.
+    pub jitter: Jitter,
     /// The wall clock in Unix seconds, for AMQP's `timestamp`.
     pub unix_seconds: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
@@ -88,10 +92,13 @@ pub async fn run(supervisor: Supervisor) {
         metrics,
         phase,
         pause,
+        jitter,
         unix_seconds,
     } = supervisor;
+    let topology = Topology::of(&settings.borrow());
     let keeper = Keeper {
-        topology: Topology::of(&settings),
+        topology,
+        turns: Turns::drawn(jitter),
         settings,
         worker_name,
         deliveries: Some(deliveries),
@@ -116,8 +123,9 @@ async fn closing(phase: &mut watch::Receiver<Phase>) {
 }
 
 struct Keeper {
-    settings: Settings,
+    settings: watch::Receiver<Settings>,
     topology: Topology,
+    turns: Turns,
     worker_name: String,
     /// `None` from [`Phase::Draining`] on.
     deliveries: Option<mpsc::Sender<Delivery>>,
@@ -191,7 +199,8 @@ impl Keeper {
     }
 
     async fn connect(&self) -> Result<(Link, Link), Error> {
-        let dialer = Dialer::new(&self.settings).await?;
+        let settings = self.settings.borrow().clone();
+        let dialer = Dialer::new(&settings).await?.taking_turns(&self.turns);
         let [consume, publish] = ROLES.map(|role| format!("ringcast {role} {}", self.worker_name));
         tokio::try_join!(biased; dialer.dial(&consume), dialer.dial(&publish))
     }
@@ -200,10 +209,10 @@ impl Keeper {
         // Listeners hear only what comes after them.
         let mut events = [listen(consume), listen(publish)];
         let mut stop = self.phase.clone();
-        let (inboxes, outbox) = tokio::select! {
+        let outbox = tokio::select! {
             biased;
             () = closing(&mut stop) => return Ok(()),
-            opened = self.open(consume, publish) => opened?,
+            opened = self.open(publish) => opened?,
         };
         self.note_phase();
         for role in ROLES {
@@ -211,41 +220,29 @@ impl Keeper {
         }
         self.diary.recovered(consume.endpoint(), self.deliveries.is_some());
         let signs = Signs { status: self.status.clone(), metrics: Arc::clone(&self.metrics) };
-        signs.usable(self.deliveries.is_some());
+        if self.deliveries.is_some() {
+            self.status.in_session(&self.settings.borrow().invites);
+        }
 
-        let mut inboxes: FuturesUnordered<_> = inboxes
-            .into_iter()
-            .map(|inbox| inbox.serve(self.deliveries.clone(), self.phase.clone(), Arc::clone(&self.metrics)))
-            .collect();
-        let expired_told = self.diary.optional.contains(&Thing::Queue(EXPIRED.to_owned()));
-        let mut expired = std::pin::pin!(read_expired(
-            consume,
-            aside(self.settings.prefetch),
-            self.deliveries.as_ref().map(mpsc::Sender::downgrade),
-            self.phase.clone(),
-            Arc::clone(&self.metrics),
-            expired_told,
-        ));
-        let mut answered = false;
+        let mut readers: FuturesUnordered<_> = self.readers(consume).map(Reader::read).collect();
         let mut outbox = std::pin::pin!(outbox.serve(&mut self.postings, self.phase.clone()));
         let mut published = false;
         let mut goodbye = std::pin::pin!(closing_overdue(self.phase.clone()));
         let [heard_consuming, heard_publishing] = &mut events;
         loop {
-            if published && answered && inboxes.is_empty() && phase_of(&self.phase) == Phase::Closing {
+            if published && readers.is_empty() && phase_of(&self.phase) == Phase::Closing {
                 return Ok(());
             }
             tokio::select! {
                 biased;
-                event = heard_consuming.next() => signs.read(event, self.deliveries.is_some())?,
-                event = heard_publishing.next() => signs.read(event, self.deliveries.is_some())?,
+                event = heard_consuming.next() => signs.read(event)?,
+                event = heard_publishing.next() => signs.read(event)?,
                 _ = stop.changed(), if self.deliveries.is_some() => {
                     if phase_of(&self.phase) != Phase::Running && self.deliveries.take().is_some() {
                         self.status.not_consuming("the worker is stopping");
                     }
                 }
-                Some(ended) = inboxes.next(), if !inboxes.is_empty() => ended?,
-                () = &mut expired, if !answered => answered = true,
+                Some(ended) = readers.next(), if !readers.is_empty() => ended?,
                 ended = &mut outbox, if !published => {
                     ended?;
                     published = true;
@@ -255,31 +252,47 @@ impl Keeper {
         }
     }
 
-    async fn open<'a>(
-        &mut self,
-        consume: &Link,
-        publish: &'a Link,
-    ) -> Result<(Vec<Inbox>, Outbox<'a>), Error> {
-        if self.settings.declare {
+    /// Invites queues may be missing: who reads them looks for them again and again.
+    async fn open<'a>(&mut self, publish: &'a Link) -> Result<Outbox<'a>, Error> {
+        let settings = self.settings.borrow().clone();
+        if settings.declare {
             self.topology.declare(publish).await?;
         }
         let presence = self.topology.check(publish).await?;
         self.report(&presence);
-        if !presence.needed.is_empty() {
+        let is_read = |thing: &Thing| matches!(thing, Thing::Queue(name) if settings.invites.contains(name));
+        if !presence.needed.iter().all(is_read) {
             return Err(Error::Missing(presence.needed));
         }
-        let exchange = &self.settings.results_exchange;
+        let exchange = &settings.results_exchange;
         let (metrics, unix_seconds) = (Arc::clone(&self.metrics), Arc::clone(&self.unix_seconds));
-        let outbox = Outbox::open(publish, exchange, metrics, unix_seconds).await?;
-        let mut inboxes = Vec::new();
-        if phase_of(&self.phase) == Phase::Running {
-            let rest = self.settings.prefetch - aside(self.settings.prefetch);
-            let prefetch = share(rest, self.settings.invites.len());
-            for queue in &self.settings.invites {
-                inboxes.push(Inbox::open(consume, queue, prefetch).await?);
-            }
-        }
-        Ok((inboxes, outbox))
+        Outbox::open(publish, exchange, metrics, unix_seconds).await
+    }
+
+    /// One for each queue; none from [`Phase::Draining`] on.
+    fn readers<'a>(&self, link: &'a Link) -> impl Iterator<Item = Reader<'a>> {
+        let queues = self
+            .settings
+            .borrow()
+            .invites
+            .iter()
+            .map(String::as_str)
+            .chain([EXPIRED])
+            .map(|queue| (queue.to_owned(), self.diary.optional.contains(&Thing::Queue(queue.to_owned()))))
+            .collect::<Vec<_>>();
+        let deliveries = self.deliveries.as_ref().map(mpsc::Sender::downgrade);
+        queues.into_iter().filter_map(move |(queue, missing_told)| {
+            Some(Reader {
+                link,
+                queue,
+                settings: self.settings.clone(),
+                deliveries: deliveries.clone()?,
+                phase: self.phase.clone(),
+                status: self.status.clone(),
+                metrics: Arc::clone(&self.metrics),
+                missing_told,
+            })
+        })
     }
 
     fn report(&mut self, presence: &Presence) {
@@ -292,17 +305,6 @@ impl Keeper {
         }
         self.diary.optional(&presence.optional);
     }
-}
-
-/// The part of the prefetch that is for what the broker gave up on. Its answers take no push, so that few at once are many
-/// a second, and however long that queue is, the invites keep the rest.
-fn aside(prefetch: u16) -> u16 {
-    (prefetch / 20).max(1)
-}
-
-/// The prefetch of each of `queues` consumers, so that together they keep to `prefetch`.
-fn share(prefetch: u16, queues: usize) -> u16 {
-    (prefetch / u16::try_from(queues.max(1)).unwrap_or(u16::MAX)).max(1)
 }
 
 /// Returns when [`Phase::Closing`] has lasted longer than what is left to settle and publish may take.
@@ -324,19 +326,18 @@ struct Signs {
 }
 
 impl Signs {
-    fn read(&self, event: Option<Event>, consuming: bool) -> Result<(), Error> {
+    fn read(&self, event: Option<Event>) -> Result<(), Error> {
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
                 tracing::warn!(amqp.reason = %reason, "the broker takes no publications for now");
                 self.metrics.amqp_blocked(true);
-                if consuming {
-                    self.status.blocked(&format!("the broker takes no publications: {reason}"));
-                }
+                self.status.blocked(Some(format!("the broker takes no publications: {reason}")));
                 Ok(())
             }
             Some(Event::ConnectionUnblocked) => {
                 tracing::info!("the broker takes publications again");
-                self.usable(consuming);
+                self.metrics.amqp_blocked(false);
+                self.status.blocked(None);
                 Ok(())
             }
             // A channel was closed: whoever works with it sees that, and a channel for copies is nobody else's concern.
@@ -344,13 +345,6 @@ impl Signs {
             Some(Event::Error(error)) => Err(Error::Lost(format!("the broker closed: {}", describe(&error)))),
             Some(_) => Ok(()),
             None => Err(Error::Lost("the connection is gone".to_owned())),
-        }
-    }
-
-    fn usable(&self, consuming: bool) {
-        self.metrics.amqp_blocked(false);
-        if consuming {
-            self.status.consuming();
         }
     }
 }
@@ -423,17 +417,6 @@ pub async fn check(settings: &Settings) -> Result<Presence, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn queues_share_the_prefetch() {
-        assert_eq!(share(500, 1), 500);
-        assert_eq!(share(500, 3), 166);
-        assert_eq!(share(1, 3), 1);
-        assert_eq!(share(7, 0), 7);
-        for (prefetch, kept) in [(1, 1), (2, 1), (39, 1), (500, 25), (2000, 100)] {
-            assert_eq!(aside(prefetch), kept);
-        }
-    }
 
     #[test]
     fn a_phase_whose_sender_is_gone_is_the_last() {

@@ -396,12 +396,15 @@ mod tests {
     fn settings() -> Settings {
         Settings {
             uri: String::new(),
+            hosts: Vec::new(),
             ca_file: None,
+            client: None,
             declare: false,
             invites: vec!["ringcast.invites".into(), "vip".into()],
             results_exchange: "results".into(),
             live: false,
             prefetch: 1,
+            consumer_priority: 0,
         }
     }
 

@@ -1,4 +1,5 @@
-//! Credentials and trust roots while the worker runs: their files are looked at, and what changed is taken over.
+//! Credentials, trust roots and the broker's settings while the worker runs: their files are looked at, and what changed is
+//! taken over.
 //!
 //! A look compares what the system says of the files, links followed: a mounted secret changes by swapping a link. A change
 //! is judged once it has stood still from one look to the next, so that neither a file that is half written nor one that is
@@ -10,9 +11,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep};
 
+use crate::amqp;
 use crate::apns::tls::Trust;
 use crate::apns::{Apns, Credential};
 use crate::clock::Clock;
@@ -40,7 +43,13 @@ impl Drop for Task {
 }
 
 /// Looks at the files every `apns.reload_interval`, and tells of certificates, for as long as the task is kept.
-pub(super) fn start(config: &Config, trust: &Trust, apns: &Apns, metrics: &Arc<Metrics>) -> Task {
+pub(super) fn start(
+    config: &Config,
+    trust: &Trust,
+    apns: &Apns,
+    amqp: watch::Sender<amqp::Settings>,
+    metrics: &Arc<Metrics>,
+) -> Task {
     let can_be_read_again = config.can_be_read_again();
     if !can_be_read_again {
         tracing::info!(
@@ -48,7 +57,7 @@ pub(super) fn start(config: &Config, trust: &Trust, apns: &Apns, metrics: &Arc<M
         );
     }
     if config.reload_interval.is_zero() || !can_be_read_again {
-        return Task(tokio::spawn(remind(config.certificates.clone())).abort_handle());
+        return Task(tokio::spawn(remind(config.clone())).abort_handle());
     }
     let reload = Reload {
         started: config.clone(),
@@ -56,6 +65,7 @@ pub(super) fn start(config: &Config, trust: &Trust, apns: &Apns, metrics: &Arc<M
         credentials: config.apns.credentials.clone(),
         trust: trust.clone(),
         apns: apns.clone(),
+        amqp,
         metrics: Arc::clone(metrics),
         refused: None,
         waiting: Vec::new(),
@@ -65,23 +75,34 @@ pub(super) fn start(config: &Config, trust: &Trust, apns: &Apns, metrics: &Arc<M
 }
 
 /// Tells of certificates alone.
-async fn remind(certificates: Vec<AppCertificate>) {
+async fn remind(config: Config) {
     loop {
         sleep(REMIND_EVERY).await;
-        tell_concerns(&certificates);
+        tell_concerns(&config);
     }
 }
 
 /// Says what is wrong with certificates, if anything is: one tenant's does not keep the others from ringing.
-pub(super) fn tell_concerns(certificates: &[AppCertificate]) {
+pub(super) fn tell_concerns(config: &Config) {
     let now = Clock::system().unix_ms();
-    for one in certificates {
+    for one in &config.certificates {
         match one.concern(now) {
             Some(Concern::Mistake(what)) => {
                 tracing::error!(app = one.app, setting = one.place, "APNs will refuse a certificate: {what}");
             }
             Some(Concern::Warning(what)) => {
                 tracing::warn!(app = one.app, setting = one.place, "a certificate is running out: {what}");
+            }
+            None => {}
+        }
+    }
+    if let Some(one) = &config.broker_certificate {
+        match one.concern(now) {
+            Some(Concern::Mistake(what)) => {
+                tracing::error!(setting = one.place, "the broker will refuse a certificate: {what}");
+            }
+            Some(Concern::Warning(what)) => {
+                tracing::warn!(setting = one.place, "a certificate is running out: {what}");
             }
             None => {}
         }
@@ -103,6 +124,7 @@ struct Reload {
     credentials: Vec<[Credential; 2]>,
     trust: Trust,
     apns: Apns,
+    amqp: watch::Sender<amqp::Settings>,
     metrics: Arc<Metrics>,
     /// The mistakes of the last reading, so that the same are told once.
     refused: Option<String>,
@@ -121,7 +143,7 @@ impl Reload {
             sleep(self.started.reload_interval).await;
             if reminded.elapsed() >= REMIND_EVERY {
                 reminded = Instant::now();
-                tell_concerns(&self.current.certificates);
+                tell_concerns(&self.current);
             }
             let stamps = look(&self.current).await;
             let stands_still = last.as_ref() == Some(&stamps);
@@ -170,6 +192,11 @@ impl Reload {
         if roots_changed {
             tracing::info!("the trust roots for APNs changed; new connections use them");
         }
+        let certificate_changed = shown_to_broker(&config) != shown_to_broker(&self.current);
+        if certificate_changed {
+            tracing::info!("the client certificate for the broker changed; the next connection uses it");
+        }
+        let broker_changed = self.renew_broker(&config) || certificate_changed;
         let credentials = self.credentials_of_known_apps(&config);
         let changed = credentials != self.credentials;
         let mut waiting = self.started.differences(&config);
@@ -182,9 +209,11 @@ impl Reload {
         }
         self.waiting = waiting;
         self.current = config;
+        if changed || certificate_changed {
+            tell_concerns(&self.current);
+        }
         if changed {
             self.credentials.clone_from(&credentials);
-            tell_concerns(&self.current.certificates);
             // What was asked for before and has not come is given up.
             self.taking.shutdown().await;
             let (apns, metrics) = (self.apns.clone(), Arc::clone(&self.metrics));
@@ -197,9 +226,26 @@ impl Reload {
                     }
                 }
             });
-        } else if roots_changed {
+        } else if roots_changed || broker_changed {
             self.metrics.credential_reload("taken");
         }
+    }
+
+    /// Hands the broker's settings on. True where they changed.
+    fn renew_broker(&self, config: &Config) -> bool {
+        self.amqp.send_if_modified(|settings| {
+            let renewed = settings.renewed(&config.amqp);
+            let changed = renewed != *settings;
+            if changed {
+                tracing::info!(
+                    amqp.prefetch = renewed.prefetch,
+                    amqp.consumer_priority = renewed.consumer_priority,
+                    "the broker's settings changed; the next connection uses what is new of address and login"
+                );
+                *settings = renewed;
+            }
+            changed
+        })
     }
 
     /// The credentials by the worker's own indices. An app that is gone keeps what it has, and so does one that got another
@@ -232,6 +278,11 @@ impl Reload {
             self.refused = Some(mistakes);
         }
     }
+}
+
+/// The client certificate that the broker is shown, to be compared.
+fn shown_to_broker(config: &Config) -> Option<Credential> {
+    config.broker_certificate.as_ref().map(|one| Credential::Certificate(one.certificate.clone()))
 }
 
 /// The app of that name.

@@ -34,8 +34,8 @@ where
     }
 }
 
-/// The summary of a right configuration, or its mistakes, a line each. A certificate that APNs would refuse is one of them,
-/// though a worker starts with it for the sake of its other apps.
+/// The summary of a right configuration, or its mistakes, a line each. A certificate that APNs or the broker would refuse is
+/// one of them, though a worker starts with it, for the sake of its other apps, and because it may be replaced.
 fn check<K, V>(file: Option<&Path>, environment: impl IntoIterator<Item = (K, V)>) -> Result<String, String>
 where
     K: Into<OsString>,
@@ -44,11 +44,13 @@ where
     let config = config::load(file, environment).map_err(|mistakes| mistakes.to_string())?;
     let now = Clock::system().unix_ms();
     let (mut mistakes, mut warnings) = (Vec::new(), String::new());
-    for one in &config.certificates {
-        match one.concern(now) {
-            Some(Concern::Mistake(what)) => mistakes.push(format!("{}: {what}", one.place)),
+    let of_apps = config.certificates.iter().map(|one| (&one.place, one.concern(now)));
+    let of_broker = config.broker_certificate.iter().map(|one| (&one.place, one.concern(now)));
+    for (place, concern) in of_apps.chain(of_broker) {
+        match concern {
+            Some(Concern::Mistake(what)) => mistakes.push(format!("{place}: {what}")),
             // Writing to a text cannot fail.
-            Some(Concern::Warning(what)) => _ = writeln!(warnings, "warning: {}: {what}", one.place),
+            Some(Concern::Warning(what)) => _ = writeln!(warnings, "warning: {place}: {what}"),
             None => {}
         }
     }
@@ -75,13 +77,26 @@ pub fn summarise(config: &Config) -> String {
         let login = if proxy.credentials_file.is_some() { ", with a login" } else { "" };
         line(format!("apns proxy: {} port {}{login}", proxy.place.host, proxy.place.port));
     }
-    line(format!("amqp: {}", describe_uri(&config.amqp.uri)));
+    line(format!("amqp: {}", describe_broker(config)));
     line(format!("invites from: {}, {} at once", config.amqp.invites.join(", "), config.amqp.prefetch));
     let copies = if config.amqp.live { ", copied to ringcast.live" } else { "" };
     line(format!("results to: {}{copies}", config.amqp.results_exchange));
     line(format!("worker: {}", config.worker.name));
     line(format!("admin: {}", config.admin.listen));
     lines
+}
+
+fn describe_broker(config: &Config) -> String {
+    let uri = describe_uri(&config.amqp.uri);
+    let hosts = match &config.amqp.hosts[..] {
+        [] => String::new(),
+        hosts => format!(", or {}", hosts.join(", ")),
+    };
+    let certificate = config.broker_certificate.as_ref().map(|one| {
+        let (name, end) = (one.certificate.short_fingerprint(), date(one.certificate.not_after()));
+        format!(", showing certificate {name}, valid until {end}")
+    });
+    uri + &hosts + &certificate.unwrap_or_default()
 }
 
 fn describe_app(app: &App, credentials: &[Credential; 2]) -> String {
@@ -127,6 +142,7 @@ mod tests {
         let (right, out, err) = checked(&[
             ("HOSTNAME", "ringcast-7c9f"),
             ("RINGCAST__AMQP__URI", "amqps://me:hush@broker/calls"),
+            ("RINGCAST__AMQP__HOSTS", r#"["broker-2", "broker-3:5673"]"#),
             ("RINGCAST__APNS__PROXY", "http://proxy.internal:3128"),
             ("RINGCAST__APNS__PROXY_CREDENTIALS_FILE", &login),
             ("RINGCAST__APPS__ACME__BUNDLE_ID", "com.acme.voice"),
@@ -146,7 +162,7 @@ mod tests {
              apns production: api.push.apple.com port 443\n\
              apns sandbox: api.sandbox.push.apple.com port 443\n\
              apns proxy: proxy.internal port 3128, with a login\n\
-             amqp: amqps://me:***@broker:5671, vhost \"calls\"\n\
+             amqp: amqps://me:***@broker:5671, vhost \"calls\", or broker-2, broker-3:5673\n\
              invites from: ringcast.invites, 500 at once\n\
              results to: ringcast.results\n\
              worker: ringcast-7c9f\n\

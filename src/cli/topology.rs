@@ -2,14 +2,13 @@
 //! live, and rights.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use crate::amqp::topology::{
     DEAD, ENDED, EXPIRED, INVALID_TOKENS, LIVE, OUTCOMES, QUARANTINED_TOKENS, Thing, Topology,
 };
-use crate::amqp::{self, Error, Login, Settings};
+use crate::amqp::{self, Error, Facts, Settings};
 
-/// The longest that a call invite may wait, in milliseconds: the default of `worker.deadline_max`.
-const INVITE_TTL_MS: u64 = 5 * 60 * 1000;
 /// Dead letters are for people to look at: two weeks.
 const DEAD_TTL_MS: u64 = 14 * 24 * 60 * 60 * 1000;
 /// Invites, and dead letters, in one queue.
@@ -25,15 +24,15 @@ pub async fn declare(settings: &Settings) -> Result<Vec<Thing>, Error> {
 }
 
 /// `policies`: the `rabbitmqctl` commands that bound the queues. Invites queues refuse what is too much, by their own
-/// arguments; where results are read too slowly, the oldest go.
-pub fn policies(settings: &Settings) -> Result<String, Error> {
-    let Login { vhost, .. } = login(settings)?;
+/// arguments; where results are read too slowly, the oldest go. `deadline_max`: the longest that an invite may wait.
+pub fn policies(settings: &Settings, deadline_max: Duration) -> Result<String, Error> {
+    let Facts { vhost, .. } = facts(settings)?;
     let policies = [
         (
             "ringcast-invites",
             "Full, an invites queue refuses; an invite that waited longer than any call rings is expired.",
             pattern(settings.invites.iter().map(String::as_str)),
-            format!(r#"{{"max-length":{INVITES_MAX},"message-ttl":{INVITE_TTL_MS}}}"#),
+            format!(r#"{{"max-length":{INVITES_MAX},"message-ttl":{}}}"#, deadline_max.as_millis()),
         ),
         (
             "ringcast-results",
@@ -65,7 +64,7 @@ pub fn policies(settings: &Settings) -> Result<String, Error> {
 /// `permissions`: the `rabbitmqctl` commands for least rights of the worker (the user of the URI), of whoever publishes
 /// invites, and of whoever reads results. Declaring needs more: run it as an administrator.
 pub fn permissions(settings: &Settings) -> Result<String, Error> {
-    let Login { user, vhost } = login(settings)?;
+    let Facts { user, vhost, .. } = facts(settings)?;
     let results = settings.results_exchange.as_str();
     let invites = settings.invites.iter().map(String::as_str);
     let queues = [OUTCOMES, INVALID_TOKENS, QUARANTINED_TOKENS, DEAD];
@@ -74,7 +73,8 @@ pub fn permissions(settings: &Settings) -> Result<String, Error> {
     let rights = [
         (
             "The worker: takes invites and writes results; amq.default is for reply_to.",
-            user.as_str(),
+            // Who logs in by a certificate has the name that the broker reads from it.
+            user.as_deref().unwrap_or("WORKER"),
             nothing.clone(),
             pattern([results, LIVE, "amq.default"]),
             pattern(invites.chain([EXPIRED, ENDED])),
@@ -109,8 +109,8 @@ pub fn permissions(settings: &Settings) -> Result<String, Error> {
     Ok(text)
 }
 
-fn login(settings: &Settings) -> Result<Login, Error> {
-    amqp::login(&settings.uri).map_err(|what| Error::Configuration(format!("amqp.uri is wrong: {what}")))
+fn facts(settings: &Settings) -> Result<Facts, Error> {
+    amqp::facts(&settings.uri).map_err(|what| Error::Configuration(format!("amqp.uri {what}")))
 }
 
 /// A regular expression of exactly these names.
@@ -142,25 +142,36 @@ mod tests {
     fn settings() -> Settings {
         Settings {
             uri: "amqp://worker:hunter2@h/it%27s".into(),
+            hosts: Vec::new(),
             ca_file: None,
+            client: None,
             declare: false,
             invites: vec!["ringcast.invites".into(), "v+p".into()],
             results_exchange: "results".into(),
             live: false,
             prefetch: 1,
+            consumer_priority: 0,
         }
     }
 
     #[test]
     fn policies_bound_each_queue_once() {
-        let text = policies(&settings()).unwrap();
+        let text = policies(&settings(), Duration::from_secs(90)).unwrap();
         assert!(text.contains(
             r"--vhost 'it'\''s' --apply-to queues ringcast-invites '^(ringcast\.invites|v\+p)$' '{"
         ));
         for queue in ["outcomes", "invalid-tokens", "quarantined-tokens", "dead"] {
             assert_eq!(text.matches(&format!(r"ringcast\.{queue}")).count(), 1, "{queue} in\n{text}");
         }
+        assert!(text.contains(r#"'{"max-length":100000,"message-ttl":90000}'"#), "{text}");
         assert!(!text.contains("hunter2"));
+    }
+
+    #[test]
+    fn who_logs_in_by_a_certificate_has_a_name_to_fill_in() {
+        let uri = "amqps://h/calls?auth_mechanism=external".into();
+        let text = permissions(&Settings { uri, ..settings() }).unwrap();
+        assert!(text.contains("--vhost 'calls' 'WORKER' '^$'"), "{text}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Client certificates as the settings name them, and what time does to them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::apns::ClientCertificate;
 use crate::domain::timestamp::Timestamp;
@@ -23,6 +23,29 @@ pub struct AppCertificate {
     pub certificate: ClientCertificate,
 }
 
+/// The client certificate for the broker, and where the settings name it.
+#[derive(Clone, Debug)]
+pub struct BrokerCertificate {
+    /// The key with where it was set: `amqp.client_cert_file (config.toml:4)`.
+    pub place: String,
+    /// The file.
+    pub file: PathBuf,
+    /// What the file holds.
+    pub certificate: ClientCertificate,
+}
+
+impl BrokerCertificate {
+    /// What is wrong with it at a time, in Unix milliseconds.
+    pub fn concern(&self, now_unix_ms: i64) -> Option<Concern> {
+        concern_of_time(
+            &self.file,
+            &self.certificate,
+            "renew it with the CA that the broker trusts",
+            now_unix_ms,
+        )
+    }
+}
+
 /// What is wrong with a certificate that can be read. Each says `what is wrong; what would be right`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Concern {
@@ -35,36 +58,42 @@ pub enum Concern {
 impl AppCertificate {
     /// What is wrong with it at a time, in Unix milliseconds.
     pub fn concern(&self, now_unix_ms: i64) -> Option<Concern> {
-        let now = now_unix_ms.div_euclid(1000);
-        let (begin, end) = (self.certificate.not_before(), self.certificate.not_after());
-        let file = self.file.display();
-        if now >= end {
-            return Some(Concern::Mistake(format!(
-                "{file} expired on {}; renew the certificate on developer.apple.com and put it there",
-                date(end)
-            )));
-        }
-        if now < begin {
-            return Some(Concern::Mistake(format!(
-                "{file} is not valid before {}; use the earlier one until then, or set this machine's clock right",
-                date(begin)
-            )));
-        }
+        let renew = "renew the certificate on developer.apple.com";
+        let of_time = concern_of_time(&self.file, &self.certificate, renew, now_unix_ms);
         let topics = self.certificate.topics();
-        if !topics.is_empty() && !topics.contains(&self.topic) {
-            return Some(Concern::Mistake(format!(
-                "{file} is not for the topic {} but for {}; give this app's VoIP Services certificate, or set its bundle_id right",
-                self.topic,
-                topics.join(", ")
-            )));
+        if matches!(of_time, Some(Concern::Mistake(_))) || topics.is_empty() || topics.contains(&self.topic) {
+            return of_time;
         }
-        (now >= end - RENEW_SECONDS).then(|| {
-            Concern::Warning(format!(
-                "{file} expires on {}; renew the certificate on developer.apple.com before that",
-                date(end)
-            ))
-        })
+        Some(Concern::Mistake(format!(
+            "{} is not for the topic {} but for {}; give this app's VoIP Services certificate, or set its bundle_id right",
+            self.file.display(),
+            self.topic,
+            topics.join(", ")
+        )))
     }
+}
+
+/// What time has made of a certificate. `renew`: what to do then.
+fn concern_of_time(
+    file: &Path,
+    certificate: &ClientCertificate,
+    renew: &str,
+    now_unix_ms: i64,
+) -> Option<Concern> {
+    let now = now_unix_ms.div_euclid(1000);
+    let (begin, end) = (certificate.not_before(), certificate.not_after());
+    let file = file.display();
+    if now >= end {
+        return Some(Concern::Mistake(format!("{file} expired on {}; {renew} and put it there", date(end))));
+    }
+    if now < begin {
+        return Some(Concern::Mistake(format!(
+            "{file} is not valid before {}; use the earlier one until then, or set this machine's clock right",
+            date(begin)
+        )));
+    }
+    (now >= end - RENEW_SECONDS)
+        .then(|| Concern::Warning(format!("{file} expires on {}; {renew} before that", date(end))))
 }
 
 /// The day of an instant in Unix seconds, in UTC.

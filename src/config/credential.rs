@@ -80,7 +80,7 @@ fn read_credential(
     let certificate = match ClientCertificate::new(chain?, key?) {
         Ok(certificate) => certificate,
         Err(error) => {
-            refuse_certificate(section, &error);
+            refuse_certificate(section, ["cert_file", "key_file"], &error);
             return None;
         }
     };
@@ -96,22 +96,30 @@ fn read_credential(
     Some(Credential::Certificate(certificate))
 }
 
-fn refuse_certificate(section: &mut Section<'_>, error: &CertificateError) {
+/// Records what is wrong with a certificate and a key; `keys` name the two.
+pub(super) fn refuse_certificate(section: &mut Section<'_>, keys: [&str; 2], error: &CertificateError) {
+    let [cert_file, key_file] = keys;
     let (key, what) = match error {
         CertificateError::Mismatch => (
-            "key_file",
-            "holds a key that does not belong to the certificate in cert_file; give the key that it was requested with".to_owned(),
+            key_file,
+            format!(
+                "holds a key that does not belong to the certificate in {cert_file}; give the key that it was requested with"
+            ),
         ),
         CertificateError::Order(place) => (
-            "cert_file",
-            format!("holds as number {place} the certificate that the key belongs to; move that one to the top"),
+            cert_file,
+            format!(
+                "holds as number {place} the certificate that the key belongs to; move that one to the top"
+            ),
         ),
         CertificateError::Key(cause) => (
-            "key_file",
-            format!("holds a key that TLS cannot use ({cause}); give RSA of 2048 bits or more, or ECDSA on P-256"),
+            key_file,
+            format!(
+                "holds a key that TLS cannot use ({cause}); give RSA of 2048 bits or more, or ECDSA on P-256"
+            ),
         ),
         CertificateError::Empty | CertificateError::Unreadable(_) => {
-            ("cert_file", format!("holds no certificate that can be used: {error}; give Apple's, in PEM"))
+            (cert_file, format!("holds no certificate that can be used: {error}; give another one, in PEM"))
         }
     };
     section.refuse(key, &what);

@@ -16,7 +16,7 @@ pub(super) struct Input {
     pub(super) variables: Vec<(OsString, OsString)>,
     /// What the file and the environment set.
     pub(super) written: BTreeMap<Path, Value>,
-    /// The files of credentials and of APNs' trust roots.
+    /// The files of credentials and of trust roots.
     pub(super) files: Vec<PathBuf>,
 }
 
@@ -32,14 +32,13 @@ impl Config {
         self.files().all(|file| std::fs::metadata(file).map_or(true, |facts| facts.is_file()))
     }
 
-    /// The files whose change [`Config::read_again`] may show: the configuration's own, those of the apps' credentials, and
-    /// `apns.ca_file`.
+    /// The files whose change [`Config::read_again`] may show: the configuration's own, those of the apps' credentials and of
+    /// the broker's, and the trust roots.
     pub fn files(&self) -> impl Iterator<Item = &std::path::Path> {
         self.input.file.iter().chain(&self.input.files).map(PathBuf::as_path)
     }
 
-    /// The keys, dotted, that `other` sets to something else, those of credentials and of APNs' trust roots left aside: what
-    /// only a start takes over.
+    /// The keys, dotted, that `other` sets to something else, those left aside that a running worker takes over.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let (ours, theirs) = (&self.input.written, &other.input.written);
         let all = ours.keys().chain(theirs.keys().filter(|path| !ours.contains_key(path)));
@@ -49,7 +48,22 @@ impl Config {
     }
 }
 
+/// As `amqp::Settings::renewed` has them.
+const AMQP_TAKEN_OVER: [&str; 8] = [
+    "uri",
+    "uri_file",
+    "hosts",
+    "ca_file",
+    "client_cert_file",
+    "client_key_file",
+    "prefetch",
+    "consumer_priority",
+];
+
 fn is_taken_over(path: &Path) -> bool {
     let names: Vec<&str> = path.0.iter().map(String::as_str).collect();
-    matches!(names[..], ["apns", "ca_file"] | ["apps", _, "auth" | "auth_sandbox", ..])
+    match names[..] {
+        ["amqp", key] => AMQP_TAKEN_OVER.contains(&key),
+        _ => matches!(names[..], ["apns", "ca_file"] | ["apps", _, "auth" | "auth_sandbox", ..]),
+    }
 }

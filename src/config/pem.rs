@@ -70,7 +70,7 @@ pub(super) fn signing_key(text: &str, key_id: Option<&str>) -> Result<SecretKey,
 
 /// A client's certificate, followed by those that vouch for it, if any.
 pub(super) fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    const RIGHT: &str = "give a file with Apple's certificate between BEGIN CERTIFICATE and END CERTIFICATE";
+    const RIGHT: &str = "give a file with the certificate between BEGIN CERTIFICATE and END CERTIFICATE";
     if is_der(Path::new(text)) {
         return Err("is a certificate in DER, as Apple gives it; turn it into PEM with `openssl x509 -inform der -in FILE.cer -out FILE.pem`"
             .to_owned());

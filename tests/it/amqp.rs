@@ -5,9 +5,11 @@
 
 mod expired;
 mod flow;
+mod host;
 mod loss;
 mod odd;
 mod stop;
+mod terms;
 mod tls;
 mod topology;
 
@@ -21,6 +23,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use ringcast::amqp::{Phase, Settings, State, Status, Supervisor, supervisor};
 use ringcast::metrics::Metrics;
+use ringcast::pause::Jitter;
 use ringcast::worker::mailbox::{self, Delivery, Outbox, Publication, Route};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -32,17 +35,21 @@ const LIMIT: Duration = Duration::from_mins(1);
 fn settings(uri: String) -> Settings {
     Settings {
         uri,
+        hosts: Vec::new(),
         ca_file: None,
+        client: None,
         declare: false,
         invites: vec!["ringcast.invites".into()],
         results_exchange: "ringcast.results".into(),
         live: false,
         prefetch: 100,
+        consumer_priority: 0,
     }
 }
 
 /// A session, and the worker's ends of the flows.
 struct Rig {
+    settings: watch::Sender<Settings>,
     deliveries: mpsc::Receiver<Delivery>,
     outbox: Outbox,
     status: Status,
@@ -58,8 +65,9 @@ impl Rig {
         let (outbox, postings) = mailbox::outbox(1000);
         let (phase, phases) = watch::channel(Phase::Running);
         let (status, metrics) = (Status::new(), Metrics::new());
+        let (settings, watched) = watch::channel(settings);
         let running = tokio::spawn(supervisor::run(Supervisor {
-            settings,
+            settings: watched,
             worker_name: "rig".into(),
             deliveries: sender,
             postings,
@@ -67,9 +75,10 @@ impl Rig {
             metrics: Arc::clone(&metrics),
             phase: phases,
             pause: Box::new(|_| Duration::from_millis(50)),
+            jitter: Jitter::seeded(1),
             unix_seconds: Arc::new(|| 1_795_253_400),
         }));
-        Self { deliveries, outbox, status, metrics, phase, running }
+        Self { settings, deliveries, outbox, status, metrics, phase, running }
     }
 
     /// Declares the topology, starts and waits until it consumes.

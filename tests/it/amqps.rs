@@ -82,11 +82,13 @@ async fn the_first_byte_to_an_amqps_broker_is_tls() {
     let port = listener.local_addr().expect("it is bound").port();
     let mut config = Config::new(&apple);
     config.text("amqp", "uri", &format!("amqps://guest:guest@localhost:{port}/%2f"));
+    // Every host is a host of the URI's scheme.
+    config.set("amqp", "hosts", &format!("[\"127.0.0.1:{port}\"]"));
     let _worker = Worker::start(&place, &config, "worker");
     // Each try is hung up on after its first byte, so that the next one, and a fallback if there were one, follows. A
     // connection that is given up before it said anything says nothing against it.
     let mut spoken = 0;
-    while spoken < 4 {
+    while spoken < 8 {
         let (mut stream, _) =
             timeout(READY_WITHIN, listener.accept()).await.expect("the worker keeps trying").unwrap();
         if let Ok(first) =

@@ -23,6 +23,7 @@ pub(crate) fn make(place: &Place, name: &str) -> Tls {
         ca_file: place.write(&format!("{name}-ca.pem"), pem("CERTIFICATE", ca.der())),
         cert_file: place.write(&format!("{name}-cert.pem"), pem("CERTIFICATE", certificate.der())),
         key_file: place.write(&format!("{name}-key.pem"), pem("PRIVATE KEY", key.serialized_der())),
+        demands_certificate: false,
     }
 }
 

@@ -34,17 +34,27 @@ pub(crate) struct Issued {
 
 impl Authority {
     pub(crate) fn new() -> Self {
+        Self::named("Ringcast tests, clients")
+    }
+
+    pub(crate) fn named(name: &str) -> Self {
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        ca.distinguished_name.push(DnType::CommonName, "Ringcast tests, clients");
+        ca.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().expect("a key can be made");
         Self(CertifiedIssuer::self_signed(ca, key).expect("a certificate can be signed"))
     }
 
+    /// Its own certificate, for those who trust it.
+    pub(crate) fn pem(&self) -> String {
+        certificate::pem("CERTIFICATE", self.0.der())
+    }
+
+    /// `name`: the common name.
     pub(crate) fn issue(&self, name: &str, begin: OffsetDateTime, end: OffsetDateTime) -> Issued {
         let mut client = CertificateParams::default();
-        client.distinguished_name.push(DnType::CommonName, format!("VoIP Services: {name}"));
+        client.distinguished_name.push(DnType::CommonName, name);
         (client.not_before, client.not_after) = (begin, end);
         let key = KeyPair::generate().expect("a key can be made");
         let certificate = client.signed_by(&key, &self.0).expect("a certificate can be signed").der().clone();

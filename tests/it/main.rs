@@ -31,6 +31,7 @@ mod place;
 mod plan;
 mod process;
 mod proxy;
+mod reload;
 mod stop;
 mod tidy;
 mod vhost;

@@ -112,7 +112,6 @@ pub(crate) enum Error {
 
 /// The certificate files of a TLS listener, PEM.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_field_names, reason = "named as the settings are")]
 pub(crate) struct Tls {
     /// What the server's certificate is signed with.
     pub(crate) ca_file: PathBuf,
@@ -120,6 +119,9 @@ pub(crate) struct Tls {
     pub(crate) cert_file: PathBuf,
     /// Its key.
     pub(crate) key_file: PathBuf,
+    /// Whether a client must show a certificate from a CA in `ca_file`. It may then log in with it (EXTERNAL), as the user of
+    /// the certificate's common name.
+    pub(crate) demands_certificate: bool,
 }
 
 /// A running node, or one that was stopped and keeps its data. Dropped, it is gone with all it had.
@@ -142,7 +144,7 @@ impl Broker {
         Self::launch(None).await
     }
 
-    /// The same with a second listener, which speaks TLS and asks for no client certificate.
+    /// The same with a second listener, which speaks TLS.
     pub(crate) async fn start_with_tls(tls: &Tls) -> Result<Option<Self>, Error> {
         Self::launch(Some(tls)).await
     }
@@ -331,6 +333,14 @@ impl Broker {
     }
 
     fn write_configuration(&self, tls: Option<&Tls>) -> Result<(), Error> {
+        const NO_DEMAND: &str =
+            "ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n";
+        const DEMAND: &str = "ssl_options.verify = verify_peer\n\
+             ssl_options.fail_if_no_peer_cert = true\n\
+             ssl_cert_login_from = common_name\n\
+             auth_mechanisms.1 = PLAIN\n\
+             auth_mechanisms.2 = EXTERNAL\n";
+        let demands_certificate = tls.is_some_and(|tls| tls.demands_certificate);
         let mut text = format!(
             "loopback_users = none\n\
              listeners.tcp.1 = 127.0.0.1:{}\n\
@@ -340,13 +350,13 @@ impl Broker {
              log.console = false\n",
             self.ports.amqp()
         );
-        if let Some(Tls { ca_file, cert_file, key_file }) = tls {
+        if let Some(Tls { ca_file, cert_file, key_file, .. }) = tls {
             let lines = [
                 format!("listeners.ssl.1 = 127.0.0.1:{}", self.ports.amqps()),
                 format!("ssl_options.cacertfile = {}", ca_file.display()),
                 format!("ssl_options.certfile = {}", cert_file.display()),
                 format!("ssl_options.keyfile = {}", key_file.display()),
-                "ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n".to_owned(),
+                if demands_certificate { DEMAND } else { NO_DEMAND }.to_owned(),
             ];
             text += &lines.join("\n");
         }
@@ -354,7 +364,14 @@ impl Broker {
             fs::write(self.folder.join(name), text).map_err(io_error("write the broker's configuration"))
         };
         write(CONFIGURATION, &text)?;
-        write("enabled_plugins", "[].\n")
+        let plugins = if demands_certificate {
+            "[rabbitmq_auth_mechanism_ssl].
+"
+        } else {
+            "[].
+"
+        };
+        write("enabled_plugins", plugins)
     }
 
     /// One of RabbitMQ's programs in the environment of this node: all of it on loopback and in its folder, and schedulers

@@ -85,7 +85,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("cert_file = \"{}/voip.pem\"", "apps.acme.auth.key_file (c.toml:3): is missing; give the path of the certificate's private key"),
     ("cert_file = \"{}/voip.pem\"\nkey_file = \"{}/key.p8\"", "apps.acme.auth.key_file (c.toml:5): holds a key that does not belong to the certificate in cert_file; give the key that it was requested with"),
     ("cert_file = \"{}/none\"\nkey_file = \"{}/voip.key\"", "apps.acme.auth.cert_file (c.toml:4): \"{}/none\" cannot be read: No such file"),
-    ("cert_file = \"{}/voip.key\"\nkey_file = \"{}/voip.key\"", "apps.acme.auth.cert_file (c.toml:4): \"{}/voip.key\" holds no certificate in PEM; give a file with Apple's certificate"),
+    ("cert_file = \"{}/voip.key\"\nkey_file = \"{}/voip.key\"", "apps.acme.auth.cert_file (c.toml:4): \"{}/voip.key\" holds no certificate in PEM; give a file with the certificate"),
     ("cert_file = \"{}/torn.pem\"\nkey_file = \"{}/voip.key\"", "apps.acme.auth.cert_file (c.toml:4): \"{}/torn.pem\" is not whole PEM; give"),
     ("cert_file = \"{}/bad.pem\"\nkey_file = \"{}/voip.key\"", "apps.acme.auth.cert_file (c.toml:4): holds no certificate that can be used: the certificate cannot be read: "),
     ("cert_file = \"{}/VoIP.P12\"\nkey_file = \"{}/voip.key\"", "apps.acme.auth.cert_file (c.toml:4): \"{}/VoIP.P12\" is a PKCS#12 file; turn it into PEM with `openssl pkcs12 -in"),

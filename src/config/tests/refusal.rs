@@ -25,13 +25,15 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[amqp]\nresults_exchange = \"amq.topic\"", "amqp.results_exchange (c.toml:5): \"amq.topic\" begins with \"amq.\""),
     ("[amqp]\nuri = \"http://a:b@c/%2f\"", "amqp.uri (c.toml:5): has a scheme other than amqp and amqps; give amqp://"),
     ("[amqp]\nuri = \"c\"", "amqp.uri (c.toml:5): is not a URI; give amqp://"),
-    ("[amqp]\nuri = \"amqp://a:b@c/\"", "amqp.uri (c.toml:5): ends in \"/\", which is the vhost with the empty name; give"),
+    ("[amqp]\nuri = \"amqp://a:b@c/\"", "amqp.uri (c.toml:5): ends in \"/\", which is the vhost with the empty name: write %2f for the usual one; give"),
     ("[amqp]\nuri = \"amqp://a:b@/x\"", "amqp.uri (c.toml:5): names no host; give"),
     ("[amqp]\nuri = \"amqp://a@c/x\"", "amqp.uri (c.toml:5): has a user without a password; give"),
-    ("[amqp]\nuri = \"amqp://a:b@[::1]/x\"", "amqp.uri (c.toml:5): has an IPv6 address as its host"),
+    ("[amqp]\nuri = \"amqps://a:b@c/x?auth_mechanism=external\"", "amqp.uri (c.toml:5): has auth_mechanism=external, which logs in by the client certificate, and USER:PASSWORD@ as well: leave that out; give"),
+    ("[amqp]\nuri = \"amqps://c/x?auth_mechanism=external\"", "amqp.client_cert_file (default): is not set, but amqp.uri has auth_mechanism=external, by which it says who logs in; give"),
+    ("[amqp]\nuri = \"amqp://a:b@c/x?heartbeat=0\"", "amqp.uri (c.toml:5): has a heartbeat other than 1 to 600 seconds; give"),
     ("[amqp]\nuri = \"amqp://a:b@c:port/x\"", "amqp.uri (c.toml:5): cannot be read as a broker's URI; give"),
-    ("[amqp]\nuri = \"amqp://a:b@c/x\\n\"", "amqp.uri (c.toml:5): holds a blank or a newline; give"),
-    ("[amqp]\nuri = \"amqp://a:b@c/x?verify=none\"", "amqp.uri (c.toml:5): has a parameter after \"?\" that nothing reads; known are auth_mechanism, "),
+    ("[amqp]\nuri = \"amqp://a:b@c/x\\n\"", "amqp.uri (c.toml:5): holds a blank, a newline or a `#`; give"),
+    ("[amqp]\nuri = \"amqp://a:b@c/x?verify=none\"", "amqp.uri (c.toml:5): has a parameter after \"?\" that nothing reads: known are auth_mechanism, "),
     ("[amqp]\nuri = \"amqp://a:b@c/x\"\nuri_file = \"{folder}/uri\"", "amqp.uri_file (c.toml:6): is set beside amqp.uri; keep one of the two"),
     ("[amqp]\nuri_file = \"{folder}/none\"", "amqp.uri_file (c.toml:5): \"{folder}/none\" cannot be read: No such file or directory"),
     ("[amqp]\nuri_file = \"{folder}/key.p8\"", "amqp.uri_file (c.toml:5): \"{folder}/key.p8\": what the file holds is not a URI; give"),
@@ -39,8 +41,19 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[amqp]\nuri_file = \"{folder}/none\"\nca_file = \"{folder}/ca.pem\"", "amqp.uri_file (c.toml:5): \"{folder}/none\" cannot be read: No such file"),
     ("[amqp]\nuri = \"http://a:b@c/x\"\nca_file = \"{folder}/ca.pem\"", "amqp.uri (c.toml:5): has a scheme other than amqp and amqps"),
     ("[amqp]\nca_file = \"{folder}/ca.pem\"", "amqp.ca_file (c.toml:5): is set, but the broker's URI is amqp://, without TLS"),
-    ("[amqp]\nclient_cert_file = \"x\"", "amqp.client_cert_file (c.toml:5): is not built in this version; log in with the name and password"),
-    ("[amqp]\nclient_key_file = \"x\"", "amqp.client_key_file (c.toml:5): is not built in this version; log in with the name and password"),
+    ("[amqp]\nhosts = [\"b\", \"amqp://c\"]", "amqp.hosts (c.toml:5): entry 2, \"amqp://c\", is more than a host; scheme, login, vhost and parameters are amqp.uri's: give HOST or HOST:PORT"),
+    ("[amqp]\nhosts = [\"b:0\"]", "amqp.hosts (c.toml:5): entry 1, \"b:0\", has no port from 1 to 65535 after its host; give"),
+    ("[amqp]\nhosts = [\"::1\"]", "amqp.hosts (c.toml:5): entry 1, \"::1\", has no port from 1 to 65535 after its host; give"),
+    ("[amqp]\nhosts = [\"[b]\"]", "amqp.hosts (c.toml:5): entry 1, \"[b]\", holds no host name or address; give"),
+    ("[amqp]\nhosts = [\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\"]", "amqp.hosts (c.toml:5): holds 17 hosts; give at most 16"),
+    ("[amqp]\nuri = \"amqps://a:b@c/x\"\nclient_cert_file = \"{folder}/broker.pem\"", "amqp.client_cert_file (c.toml:6): is set, but amqp.client_key_file is not; set both or neither"),
+    ("[amqp]\nuri = \"amqps://a:b@c/x\"\nclient_key_file = \"{folder}/broker.pem\"", "amqp.client_key_file (c.toml:6): is set, but amqp.client_cert_file is not; set both or neither"),
+    ("[amqp]\nclient_cert_file = \"{folder}/broker.pem\"\nclient_key_file = \"{folder}/broker.pem\"", "amqp.client_cert_file (c.toml:5): is set, but the broker's URI is amqp://, without TLS; write amqps:// there"),
+    ("[amqp]\nuri = \"amqps://a:b@c/x\"\nclient_cert_file = \"{folder}/none\"\nclient_key_file = \"{folder}/broker.pem\"", "amqp.client_cert_file (c.toml:6): \"{folder}/none\" cannot be read: No such file"),
+    ("[amqp]\nuri = \"amqps://a:b@c/x\"\nclient_cert_file = \"{folder}/key.p8\"\nclient_key_file = \"{folder}/key.p8\"", "amqp.client_cert_file (c.toml:6): \"{folder}/key.p8\" holds no certificate in PEM; give a file with the certificate"),
+    ("[amqp]\nuri = \"amqps://a:b@c/x\"\nclient_cert_file = \"{folder}/broker.pem\"\nclient_key_file = \"{folder}/ca.pem\"", "amqp.client_key_file (c.toml:7): \"{folder}/ca.pem\" holds no private key in PEM; give"),
+    ("[amqp]\nuri = \"amqps://a:b@c/x\"\nclient_cert_file = \"{folder}/broker.pem\"\nclient_key_file = \"{folder}/key.p8\"", "amqp.client_key_file (c.toml:7): holds a key that does not belong to the certificate in client_cert_file; give the key that it was requested with"),
+    ("[amqp]\nconsumer_priority = 101", "amqp.consumer_priority (c.toml:5): 101 is out of range; from -100 to 100 (a few steps tell workers apart)"),
     ("[amqp]\nprefech = 1", "amqp.prefech (c.toml:5): is not a known key; did you mean amqp.prefetch?"),
     ("[amqp.uri]\nx = 1", "amqp.uri (c.toml:4): is a table, but a text (a secret, not shown) is wanted; as in uri = \"amqp://guest:guest@127.0.0.1:5672/%2f\""),
     ("[amqp]\nzzzzzzzzzz = 1", "amqp.zzzzzzzzzz (c.toml:5): is not a known key; known here are ca_file, client_cert_file, "),
@@ -110,6 +123,8 @@ fn every_mistake_says_where_what_and_what_would_be_right() {
     }
     folder.write("bad.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let ca_file = folder.write("ca.pem", &certificate());
+    let (client, key) = super::credential::identity(4);
+    let both = folder.write("broker.pem", &(client + &key));
     for (lines, expected) in MISTAKES {
         let place = folder.0.display().to_string();
         // `[apps]` after `[apps.acme]` is right in TOML.
@@ -123,7 +138,20 @@ fn every_mistake_says_where_what_and_what_would_be_right() {
         assert!(!found[0].contains('\n'), "one line: {}", found[0]);
     }
     let tls = format!("[amqp]\nuri = \"amqps://a:b@c/x\"\nca_file = \"{ca_file}\"\n");
-    assert_eq!(right(&folder.app(&tls), &[]).amqp.ca_file, Some(PathBuf::from(ca_file)));
+    let config = right(&folder.app(&tls), &[]);
+    assert_eq!(config.amqp.ca_file, Some(PathBuf::from(ca_file)));
+    assert!(config.amqp.client.is_none() && config.broker_certificate.is_none());
+    let external =
+        "[amqp]\nuri = \"amqps://[::1]/x?auth_mechanism=external\"\nhosts = [\"b\", \"[::2]:1\"]\n";
+    let files =
+        format!("client_cert_file = \"{both}\"\nclient_key_file = \"{both}\"\nconsumer_priority = -100\n");
+    let config = right(&folder.app(&format!("{external}{files}")), &[]);
+    assert_eq!((config.amqp.hosts.len(), config.amqp.consumer_priority), (2, -100));
+    let file = PathBuf::from(both);
+    let expected = crate::amqp::ClientFiles { cert_file: file.clone(), key_file: file };
+    assert_eq!(config.amqp.client, Some(expected));
+    let place = config.broker_certificate.expect("a certificate").place;
+    assert_eq!(place, "amqp.client_cert_file (c.toml:7)");
 }
 
 /// A variable beside a complete app, and the one mistake that it makes.

@@ -36,9 +36,11 @@ async fn a_deleted_queue_is_named_and_consumed_again_once_it_is_back() {
     assert!(!old.receipt.is_live(), "the worker can know that its ack reaches nobody");
     old.receipt.ack();
     rig.await_metric("ringcast_amqp_missing{name=\"ringcast.invites\"} 1").await;
-    rig.await_metric("ringcast_amqp_connected{role=\"consume\"} 0").await;
+    rig.await_metric("ringcast_amqp_reading{queue=\"ringcast.invites\"} 0").await;
+    rig.await_metric("ringcast_amqp_connected{role=\"consume\"} 1").await;
     supervisor::declare(&settings(vhost.uri())).await.unwrap();
     rig.await_consuming().await;
+    rig.await_metric("ringcast_amqp_reading{queue=\"ringcast.invites\"} 1").await;
     rig.await_metric("ringcast_amqp_missing{name=\"ringcast.invites\"} 0").await;
     peer.fill("ringcast.invites", ["new".to_owned()]).await;
     let new = rig.next().await;
@@ -46,6 +48,37 @@ async fn a_deleted_queue_is_named_and_consumed_again_once_it_is_back() {
     new.receipt.ack();
     rig.stop().await;
     assert_eq!(peer.ready("ringcast.invites").await, 0);
+}
+
+/// What is held from the others stays with the worker, and nothing of it comes again.
+#[tokio::test]
+async fn a_deleted_queue_is_no_matter_of_the_others() {
+    let vhost = Vhost::new().await;
+    let mut two = settings(vhost.uri());
+    two.invites.push("vip".into());
+    let mut rig = Rig::start_consuming(two.clone(), 10).await;
+    let peer = Peer::new(&vhost.uri()).await;
+    peer.fill("vip", ["held".to_owned()]).await;
+    let held = rig.next().await;
+    peer.channel.queue_delete("ringcast.invites".into(), QueueDeleteOptions::default()).await.unwrap();
+    let missing = "ringcast.invites is missing";
+    rig.await_state(|state| matches!(state, State::Partly { reason } if reason.contains(missing))).await;
+    rig.await_metric("ringcast_amqp_reading{queue=\"vip\"} 1").await;
+    assert!(held.receipt.is_live(), "what came from the other queue is still ours");
+    held.receipt.ack();
+    peer.fill("vip", ["next".to_owned()]).await;
+    let next = rig.next().await;
+    assert_eq!((next.body.as_ref(), next.redelivered), (b"next".as_slice(), false));
+    next.receipt.ack();
+
+    supervisor::declare(&two).await.unwrap();
+    rig.await_consuming().await;
+    peer.fill("ringcast.invites", ["again".to_owned()]).await;
+    let again = rig.next().await;
+    assert_eq!(again.body, "again");
+    again.receipt.ack();
+    rig.stop().await;
+    assert_eq!(peer.ready("vip").await + peer.ready("ringcast.invites").await, 0);
 }
 
 #[tokio::test]

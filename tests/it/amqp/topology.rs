@@ -156,7 +156,8 @@ async fn the_printed_commands_are_right_and_their_rights_enough() {
     broker.ctl(&["add_user", "PUBLISHER", "secret"]).await.unwrap();
     broker.ctl(&["add_user", "READER", "secret"]).await.unwrap();
     let all = settings(broker.uri().replace("guest:guest", "worker:secret"));
-    let text = topology::policies(&all).unwrap() + &topology::permissions(&all).unwrap();
+    let text = topology::policies(&all, std::time::Duration::from_mins(5)).unwrap()
+        + &topology::permissions(&all).unwrap();
     let commands: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("rabbitmqctl ")).collect();
     assert_eq!(commands.len(), 6);
     for command in commands {
