@@ -44,6 +44,8 @@ pub struct Metrics {
     amqp_blocked: IntGauge,
     amqp_unsettled: IntGauge,
     amqp_publishes: IntCounterVec,
+    amqp_untaken: IntGauge,
+    amqp_oldest_untaken: Gauge,
     amqp_missing: IntGaugeVec,
     unknown_fields: IntCounter,
     clock_skew: Gauge,
@@ -177,8 +179,16 @@ impl Metrics {
             ),
             amqp_publishes: declare.counters(
                 "ringcast_amqp_publishes_total",
-                "Results published, by what became of them: `confirmed`, `returned`, `nacked`, `lost`.",
+                "Results published, each try, by what became of it: `confirmed`, `returned` (no queue is bound), `nacked` (a queue refused it, e.g. because it is full), `lost` (not answered).",
                 &["result"],
+            ),
+            amqp_untaken: declare.gauge(
+                "ringcast_amqp_untaken",
+                "Results that the broker did not take yet and that are published again; their invites stay unacknowledged.",
+            ),
+            amqp_oldest_untaken: declare.float_gauge(
+                "ringcast_amqp_oldest_untaken_seconds",
+                "Seconds since the oldest of them was first not taken, 0 when there is none.",
             ),
             amqp_missing: declare.gauges(
                 "ringcast_amqp_missing",
@@ -369,6 +379,12 @@ impl Metrics {
     /// A publication's fate: `confirmed`, `returned`, `nacked`, `lost`.
     pub fn amqp_publish(&self, result: &str) {
         self.amqp_publishes.with_label_values(&[result]).inc();
+    }
+
+    /// How many results the broker did not take yet, and for how long the oldest.
+    pub fn amqp_untaken(&self, count: usize, age: Duration) {
+        self.amqp_untaken.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.amqp_oldest_untaken.set(age.as_secs_f64());
     }
 
     /// A queue or exchange of the topology is missing, or is not any more. `name`: a configured or fixed name.

@@ -4,9 +4,10 @@
 //! [`supervisor`] builds it whole, and when any part of it ends, tears all of it down and builds it anew. The client
 //! library's own recovery stays off, because it leaves consumers that wait for ever. [`dial`] makes a connection,
 //! [`topology`] knows every queue and exchange, `inbox` consumes and settles, `expired` reads what the broker
-//! gave up on, `outbox` publishes. Towards the worker
+//! gave up on, `outbox` publishes, `absence` notices what goes missing. Towards the worker
 //! there are only the two flows of `worker::mailbox`.
 
+mod absence;
 mod describe;
 pub mod dial;
 mod expired;

@@ -17,6 +17,11 @@ pub enum State {
         /// Since when, on tokio's clock; it does not move while only the reason changes.
         since: Instant,
     },
+    /// Consuming, but something that results need went missing: they are not taken.
+    Lacking {
+        /// A sentence for an operator.
+        reason: String,
+    },
     /// Connected, but the broker takes no publications (a memory or disk alarm).
     Blocked {
         /// The broker's reason.
@@ -61,6 +66,25 @@ impl Status {
         self.0.send_replace(State::Blocked { reason: reason.to_owned() });
     }
 
+    /// Something that results need is missing. A broker that blocks, or that we do not consume from, is worse.
+    pub(super) fn lacking(&self, reason: &str) {
+        self.0.send_if_modified(|state| {
+            let lacks = matches!(state, State::Consuming | State::Lacking { .. });
+            lacks && std::mem::replace(state, State::Lacking { reason: reason.to_owned() }) != *state
+        });
+    }
+
+    /// What was missing is there again.
+    pub(super) fn complete(&self) {
+        self.0.send_if_modified(|state| {
+            let lacked = matches!(state, State::Lacking { .. });
+            if lacked {
+                *state = State::Consuming;
+            }
+            lacked
+        });
+    }
+
     pub(super) fn not_consuming(&self, why: &str) {
         self.0.send_modify(|state| match state {
             State::NotConsuming { reason, .. } => why.clone_into(reason),
@@ -84,6 +108,24 @@ mod tests {
         tokio::time::advance(Duration::from_secs(5)).await;
         status.not_consuming("second");
         assert_eq!(status.state(), State::NotConsuming { reason: "second".into(), since: began });
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_shows_while_nothing_worse_does() {
+        let status = Status::new();
+        status.lacking("queue ringcast.outcomes is missing");
+        status.complete();
+        assert!(matches!(status.state(), State::NotConsuming { .. }));
+        status.consuming();
+        status.lacking("first");
+        status.lacking("second");
+        assert_eq!(status.state(), State::Lacking { reason: "second".into() });
+        status.complete();
+        assert_eq!(status.state(), State::Consuming);
+        status.blocked("memory");
+        status.lacking("third");
+        status.complete();
+        assert_eq!(status.state(), State::Blocked { reason: "memory".into() });
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! Keeps a session with the broker, whatever happens to it, and stops it in order.
 //!
-//! A session ends as a whole: when a connection or channel is closed, a queue deleted, a confirm overdue. Everything is
-//! then built anew after a pause. What was posted and not taken yet stays for the next session.
+//! A session ends as a whole: when a connection is lost, a consumer's channel closed or its queue deleted. Everything is
+//! then built anew after a pause. What was posted and not taken yet stays for the next session. A confirm that is overdue
+//! ends no session, see `outbox.rs`.
 //!
 //! Stopping, by the phase that the application sets: [`Phase::Draining`] cancels the consumers, gives back what was not
 //! handed on, and drops the sender of deliveries, so that the worker sees their end; settling and publishing go on, through
@@ -15,9 +16,10 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
 use lapin::Event;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::absence;
 use super::describe::describe;
 use super::dial::{Dialer, Link};
 use super::expired::read_expired;
@@ -200,10 +202,11 @@ impl Keeper {
         // Listeners hear only what comes after them.
         let mut events = [listen(consume), listen(publish)];
         let mut stop = self.phase.clone();
+        let doubts = Arc::new(Notify::new());
         let (inboxes, outbox) = tokio::select! {
             biased;
             () = closing(&mut stop) => return Ok(()),
-            opened = self.open(consume, publish) => opened?,
+            opened = self.open(consume, publish, &doubts) => opened?,
         };
         self.note_phase();
         for role in ROLES {
@@ -229,6 +232,8 @@ impl Keeper {
         let mut answered = false;
         let mut outbox = std::pin::pin!(outbox.serve(&mut self.postings, self.phase.clone()));
         let mut published = false;
+        let mut absences =
+            std::pin::pin!(absence::watch(consume, &self.topology, &doubts, &self.status, &self.metrics));
         let mut goodbye = std::pin::pin!(closing_overdue(self.phase.clone()));
         let [heard_consuming, heard_publishing] = &mut events;
         loop {
@@ -246,6 +251,7 @@ impl Keeper {
                 }
                 Some(ended) = inboxes.next(), if !inboxes.is_empty() => ended?,
                 () = &mut expired, if !answered => answered = true,
+                never = &mut absences => match never {},
                 ended = &mut outbox, if !published => {
                     ended?;
                     published = true;
@@ -259,18 +265,24 @@ impl Keeper {
         &mut self,
         consume: &Link,
         publish: &'a Link,
+        doubts: &Arc<Notify>,
     ) -> Result<(Vec<Inbox>, Outbox<'a>), Error> {
         if self.settings.declare {
             self.topology.declare(publish).await?;
         }
         let presence = self.topology.check(publish).await?;
-        self.report(&presence);
+        absence::show(&presence, &self.metrics);
+        self.diary.optional(&presence.optional);
         if !presence.needed.is_empty() {
             return Err(Error::Missing(presence.needed));
         }
-        let exchange = &self.settings.results_exchange;
-        let (metrics, unix_seconds) = (Arc::clone(&self.metrics), Arc::clone(&self.unix_seconds));
-        let outbox = Outbox::open(publish, exchange, metrics, unix_seconds).await?;
+        let outbox = Outbox {
+            link: publish,
+            exchange: self.settings.results_exchange.as_str().into(),
+            metrics: Arc::clone(&self.metrics),
+            unix_seconds: Arc::clone(&self.unix_seconds),
+            doubts: Arc::clone(doubts),
+        };
         let mut inboxes = Vec::new();
         if phase_of(&self.phase) == Phase::Running {
             let rest = self.settings.prefetch - aside(self.settings.prefetch);
@@ -280,17 +292,6 @@ impl Keeper {
             }
         }
         Ok((inboxes, outbox))
-    }
-
-    fn report(&mut self, presence: &Presence) {
-        for thing in &presence.there {
-            self.metrics.amqp_missing(thing.name(), false);
-        }
-        // After those that are there: an exchange and a queue may share a name, and one missing is enough.
-        for thing in presence.needed.iter().chain(&presence.optional) {
-            self.metrics.amqp_missing(thing.name(), true);
-        }
-        self.diary.optional(&presence.optional);
     }
 }
 
