@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_compat::CompatExt;
 use async_rs::Runtime;
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
 use parking_lot::Mutex;
@@ -69,7 +68,7 @@ impl Dialer {
             .map_err(|error| self.unreachable(error.to_string()))?;
         // Without it a small frame may wait for the answer to the one before.
         stream.set_nodelay(true).map_err(|error| self.unreachable(error.to_string()))?;
-        let Some(tls) = &self.tls else { return Ok(Carrier::Plain(stream.compat())) };
+        let Some(tls) = &self.tls else { return Ok(Carrier::Plain(stream)) };
         let name = ServerName::try_from(endpoint.host().to_owned()).map_err(|_| {
             Error::Configuration("amqp.uri is wrong: its host cannot stand in a certificate".to_owned())
         })?;
@@ -78,7 +77,7 @@ impl Dialer {
                 "no TLS: {error} (is this the port for amqps, and is its CA in amqp.ca_file?)"
             ))
         })?;
-        Ok(Carrier::Tls(Box::new(stream.compat())))
+        Ok(Carrier::Tls(Box::new(stream)))
     }
 
     async fn open(&self, socket: Socket, name: &str) -> Result<Connection, Error> {
