@@ -21,7 +21,7 @@ use crate::domain::app::App;
 use crate::metrics::Metrics;
 use crate::pause::{Jitter, Pause};
 use crate::worker::mailbox::{self, Outbox};
-use crate::worker::{self, Worker};
+use crate::worker::{self, Untaken, Worker};
 
 /// How long the start waits for a first connection to APNs before invites are taken all the same: until then another worker
 /// that has one may ring, from then on an invite must get its outcome.
@@ -173,6 +173,7 @@ pub async fn serve(
     let (outbox, postings) = mailbox::outbox(2 * prefetch);
     let core = Core::start(&config, outbox, &metrics, &jitter)?;
     watch_apns(&core.apns, &config.apps, &metrics, &health);
+    watch_results(&core.worker.untaken(), &metrics, &health);
     tokio::select! {
         biased;
         () = &mut told => {
@@ -188,8 +189,6 @@ pub async fn serve(
     let (phase, phases) = watch::channel(Phase::Running);
     let status = Status::new();
     watch_broker(&status, &health);
-    let mut pause = Pause::new(REDIAL_PAUSE, REDIAL_PAUSE_MAX, jitter.clone());
-    let clock = Clock::system();
     let mut broker = tokio::spawn(supervisor::run(Supervisor {
         settings: core.amqp.clone(),
         worker_name: config.worker.name.clone(),
@@ -198,14 +197,9 @@ pub async fn serve(
         status,
         metrics: Arc::clone(&metrics),
         phase: phases,
-        pause: Box::new(move |failures| {
-            if failures == 0 {
-                pause.reset();
-            }
-            pause.lengthen()
-        }),
+        pause: redial_pause(jitter.clone()),
         jitter,
-        unix_seconds: Arc::new(move || clock.unix_ms().div_euclid(1000).max(0).unsigned_abs()),
+        unix_seconds: Arc::new(unix_seconds()),
     }));
     let (stop, stopped) = watch::channel(false);
     let working = worker::run(Arc::clone(&core.worker), delivered, stopped);
@@ -308,13 +302,47 @@ fn watch_apns(apns: &Apns, apps: &[Arc<App>], metrics: &Arc<Metrics>, health: &H
     });
 }
 
+/// The pause before each new session with the broker.
+fn redial_pause(jitter: Jitter) -> supervisor::Pause {
+    let mut pause = Pause::new(REDIAL_PAUSE, REDIAL_PAUSE_MAX, jitter);
+    Box::new(move |failures| {
+        if failures == 0 {
+            pause.reset();
+        }
+        pause.lengthen()
+    })
+}
+
+/// The wall clock as AMQP's `timestamp` has it.
+fn unix_seconds() -> impl Fn() -> u64 + Send + Sync {
+    let clock = Clock::system();
+    move || clock.unix_ms().div_euclid(1000).max(0).unsigned_abs()
+}
+
+/// Readiness and gauges of the way out.
+fn watch_results(untaken: &Untaken, metrics: &Arc<Metrics>, health: &Health) {
+    let results = untaken.clone();
+    health.ready_when("results", move || match results.backlog() {
+        None => Readiness::ready(),
+        Some(backlog) if backlog.is_lasting => Readiness::not_ready(backlog.text),
+        Some(backlog) => Readiness::ready().with_note(backlog.text),
+    });
+    let (results, gauges) = (untaken.clone(), Arc::downgrade(metrics));
+    metrics.refresh_with(move || {
+        if let Some(metrics) = gauges.upgrade() {
+            let (count, age) = results.backlog().map_or((0, Duration::ZERO), |it| (it.count, it.age));
+            metrics.amqp_untaken(count, age);
+        }
+    });
+}
+
 /// Readiness of the broker's side.
 fn watch_broker(status: &Status, health: &Health) {
     let status = status.clone();
     health.ready_when("amqp", move || match status.state() {
         State::Consuming => Readiness::ready(),
         State::Partly { reason } => Readiness::ready().with_note(reason),
-        State::NotConsuming { reason, .. } => Readiness::not_ready(reason),
+        State::NotConsuming { reason, .. } | State::Lacking { reason } => Readiness::not_ready(reason),
         State::Blocked { reason } => Readiness::not_ready(format!("the broker blocks publishing: {reason}")),
     });
 }

@@ -44,6 +44,8 @@ pub struct Metrics {
     amqp_blocked: IntGauge,
     amqp_unsettled: IntGauge,
     amqp_publishes: IntCounterVec,
+    amqp_untaken: IntGauge,
+    amqp_oldest_untaken: Gauge,
     amqp_missing: IntGaugeVec,
     amqp_reading: IntGaugeVec,
     unknown_fields: IntCounter,
@@ -178,13 +180,21 @@ impl Metrics {
             ),
             amqp_publishes: declare.counters(
                 "ringcast_amqp_publishes_total",
-                "Results published, by what became of them: `confirmed`, `returned`, `nacked`, `lost`.",
+                "Results published, each try, by what became of it: `confirmed`, `returned` (no queue is bound), `nacked` (a queue refused it, e.g. because it is full), `lost` (not answered).",
                 &["result"],
             ),
             amqp_reading: declare.gauges(
                 "ringcast_amqp_reading",
                 "1 while the worker consumes from the queue, 0 while it cannot.",
                 &["queue"],
+            ),
+            amqp_untaken: declare.gauge(
+                "ringcast_amqp_untaken",
+                "Results that the broker did not take yet and that are published again; their invites stay unacknowledged.",
+            ),
+            amqp_oldest_untaken: declare.float_gauge(
+                "ringcast_amqp_oldest_untaken_seconds",
+                "Seconds since the oldest of them was first not taken, 0 when there is none.",
             ),
             amqp_missing: declare.gauges(
                 "ringcast_amqp_missing",
@@ -380,6 +390,12 @@ impl Metrics {
     /// A queue is consumed from, or not any more. `queue`: a configured or fixed name.
     pub fn amqp_reading(&self, queue: &str, reading: bool) {
         self.amqp_reading.with_label_values(&[queue]).set(i64::from(reading));
+    }
+
+    /// How many results the broker did not take yet, and for how long the oldest.
+    pub fn amqp_untaken(&self, count: usize, age: Duration) {
+        self.amqp_untaken.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.amqp_oldest_untaken.set(age.as_secs_f64());
     }
 
     /// A queue or exchange of the topology is missing, or is not any more. `name`: a configured or fixed name.

@@ -8,7 +8,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use async_compat::CompatExt;
 use async_rs::Runtime;
 use futures_util::FutureExt;
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
@@ -147,7 +146,7 @@ impl Dialer {
         let stream = stream.map_err(|error| place.unreachable(error.to_string()))?;
         // Without it a small frame may wait for the answer to the one before.
         stream.set_nodelay(true).map_err(|error| place.unreachable(error.to_string()))?;
-        let Some(tls) = &self.tls else { return Ok(Carrier::Plain(stream.compat())) };
+        let Some(tls) = &self.tls else { return Ok(Carrier::Plain(stream)) };
         let name = ServerName::try_from(place.host.name.clone()).map_err(|_| {
             Error::Configuration(format!(
                 "amqp.uri or amqp.hosts: {} cannot stand in a certificate",
@@ -165,7 +164,7 @@ impl Dialer {
         {
             return Err(place.unreachable(self.explain_end(&refused)));
         }
-        Ok(Carrier::Tls(Box::new(stream.compat())))
+        Ok(Carrier::Tls(Box::new(stream)))
     }
 
     async fn open(&self, place: &Place<'_>, socket: Socket, name: &str) -> Result<Connection, Error> {

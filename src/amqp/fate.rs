@@ -1,7 +1,9 @@
 //! What became of a batch of publications. Pure.
 //!
 //! The client library hands a returned message to whichever confirm completes next, not to its own, so a return is
-//! recognised by what it carries itself; and the fates are decided only when every confirm of the batch is in.
+//! recognised by what it carries itself; and the fates are decided only when every confirm of the batch is in, or when no
+//! more will come. Then the library may still hold a return that belongs to one of the acks, but only if it had handed
+//! out another: the broker sends a return before its ack, and each ack takes one that waits.
 
 use std::collections::HashMap;
 
@@ -14,6 +16,8 @@ pub(super) enum Answer {
     Ack,
     /// `basic.nack`.
     Nack,
+    /// None: the limit passed, or the channel is gone.
+    Missing,
 }
 
 /// A message that the broker sent back (`basic.return`).
@@ -27,13 +31,15 @@ pub(super) struct Returned {
     pub(super) reason: String,
 }
 
-/// The fate of each publication, given as message id and routing key, in order. Where two of a batch are alike in both and
-/// one of them came back, both count as returned: publishing again is harmless, taking a loss for a success is not. Where a
-/// return is of none of them, no ack of the batch can be believed.
+/// The fate of each publication, given as message id and routing key, in order; what was not answered gets `unanswered`.
+/// Where two of a batch are alike in both and one of them came back, both count as returned: publishing again is harmless,
+/// taking a loss for a success is not. Where a return is of none of them, or one came and not all were answered, no ack of
+/// the batch can be believed.
 pub(super) fn fates(
     published: &[(&str, &str)],
     answers: &[Answer],
     returned: &[Returned],
+    unanswered: &PublishError,
 ) -> Vec<Result<(), PublishError>> {
     let mut back: HashMap<(&str, &str), (&str, bool)> = HashMap::with_capacity(returned.len());
     for message in returned {
@@ -50,10 +56,12 @@ pub(super) fn fates(
             }
             (None, Answer::Ack) => Ok(()),
             (None, Answer::Nack) => Err(PublishError::Nacked),
+            (None, Answer::Missing) => Err(unanswered.clone()),
         })
         .collect();
-    if back.values().any(|(_, known)| !known) {
-        fates.iter_mut().filter(|fate| fate.is_ok()).for_each(|fate| *fate = Err(PublishError::Lost));
+    let all_answered = !answers.contains(&Answer::Missing);
+    if back.values().any(|(_, known)| !known || !all_answered) {
+        fates.iter_mut().filter(|fate| fate.is_ok()).for_each(|fate| *fate = Err(unanswered.clone()));
     }
     fates
 }
@@ -63,6 +71,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const LOST: &PublishError = &PublishError::Lost;
 
     fn returned(message_id: Option<&str>, routing_key: &str) -> Returned {
         Returned {
@@ -80,14 +90,14 @@ mod tests {
     fn each_gets_its_own_fate() {
         let published = [("a", "k"), ("b", "k"), ("c", "k"), ("d", "k")];
         let answers = [Answer::Ack, Answer::Ack, Answer::Nack, Answer::Nack];
-        let fates = fates(&published, &answers, &[returned(Some("b"), "k"), returned(Some("d"), "k")]);
+        let fates = fates(&published, &answers, &[returned(Some("b"), "k"), returned(Some("d"), "k")], LOST);
         assert_eq!(fates, [Ok(()), no_route("k"), Err(PublishError::Nacked), no_route("k")]);
     }
 
     #[test]
     fn twins_share_the_worse_fate_and_namesakes_do_not() {
         let published = [("a", "k"), ("a", "k"), ("a", "other")];
-        let fates = fates(&published, &[Answer::Ack; 3], &[returned(Some("a"), "k")]);
+        let fates = fates(&published, &[Answer::Ack; 3], &[returned(Some("a"), "k")], LOST);
         assert_eq!(fates, [no_route("k"), no_route("k"), Ok(())]);
     }
 
@@ -96,9 +106,46 @@ mod tests {
         let published = [("a", "k"), ("b", "k"), ("c", "k")];
         let answers = [Answer::Ack, Answer::Nack, Answer::Ack];
         for stranger in [returned(None, "k"), returned(Some("z"), "k"), returned(Some("a"), "elsewhere")] {
-            let fates = fates(&published, &answers, &[stranger, returned(Some("c"), "k")]);
+            let fates = fates(&published, &answers, &[stranger, returned(Some("c"), "k")], LOST);
             assert_eq!(fates, [Err(PublishError::Lost), Err(PublishError::Nacked), no_route("k")]);
         }
+    }
+
+    #[test]
+    fn what_is_not_answered_is_told_apart_from_what_is() {
+        let published = [("a", "k"), ("b", "k"), ("c", "k")];
+        let answers = [Answer::Ack, Answer::Missing, Answer::Nack];
+        let overdue = || Err(PublishError::Unconfirmed("no answer within 10 s".into()));
+        let some = PublishError::Unconfirmed("no answer within 10 s".into());
+        assert_eq!(fates(&published, &answers, &[], &some), [Ok(()), overdue(), Err(PublishError::Nacked)]);
+        let back = [returned(Some("c"), "k")];
+        assert_eq!(fates(&published, &answers, &back, &some), [overdue(), overdue(), no_route("k")]);
+    }
+
+    /// The client library, up to some moment: each unroutable one comes back before its ack, and an ack takes what came
+    /// back first and was not taken. `order`: in which places of the batch the broker is done.
+    fn hear(
+        ids: &[String],
+        unroutable: &[bool],
+        order: &[usize],
+        events: usize,
+    ) -> (Vec<Answer>, Vec<Returned>) {
+        let (mut answers, mut back) = (vec![Answer::Missing; ids.len()], Vec::new());
+        let mut held = std::collections::VecDeque::new();
+        // All returns of a pair first, then both acks: the closest that they can come to each other.
+        let steps = order.chunks(2).flat_map(|pair| {
+            let returns = pair.iter().filter(|place| unroutable[**place]).map(|place| (*place, true));
+            returns.chain(pair.iter().rev().map(|place| (*place, false))).collect::<Vec<_>>()
+        });
+        for (place, is_return) in steps.take(events) {
+            if is_return {
+                held.push_back(returned(Some(&ids[place]), "k"));
+            } else {
+                answers[place] = Answer::Ack;
+                back.extend(held.pop_front());
+            }
+        }
+        (answers, back)
     }
 
     proptest! {
@@ -113,9 +160,31 @@ mod tests {
                 let by = rotation % back.len();
                 back.rotate_left(by);
             }
-            let fates = fates(&published, &vec![Answer::Ack; published.len()], &back);
+            let fates = fates(&published, &vec![Answer::Ack; published.len()], &back, LOST);
             for (fate, gone) in fates.iter().zip(&unroutable) {
                 prop_assert_eq!(fate.is_err(), *gone);
+            }
+        }
+
+        /// Nor when the answers end in the middle.
+        #[test]
+        fn nothing_returned_is_confirmed_though_answers_are_missing(
+            batch in prop::collection::vec((any::<bool>(), any::<u32>()), 0..60),
+            events in 0_usize..130,
+        ) {
+            let unroutable: Vec<bool> = batch.iter().map(|(gone, _)| *gone).collect();
+            let mut order: Vec<usize> = (0..batch.len()).collect();
+            order.sort_by_key(|place| batch[*place].1);
+            let ids: Vec<_> = (0..batch.len()).map(|n| format!("id-{n}")).collect();
+            let published: Vec<_> = ids.iter().map(|id| (id.as_str(), "k")).collect();
+            let (answers, back) = hear(&ids, &unroutable, &order, events);
+            let fates = fates(&published, &answers, &back, LOST);
+            for (place, fate) in fates.iter().enumerate() {
+                prop_assert!(fate.is_err() || !unroutable[place], "{place} of {answers:?}, back {back:?}");
+                prop_assert!(fate.is_err() || answers[place] == Answer::Ack);
+            }
+            if back.is_empty() {
+                prop_assert!(fates.iter().zip(&answers).all(|(fate, answer)| fate.is_ok() == (*answer == Answer::Ack)));
             }
         }
     }

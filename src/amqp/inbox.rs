@@ -16,23 +16,20 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
     BasicRejectOptions,
 };
-use lapin::types::{AMQPValue, ShortString};
-use lapin::{Acker, BasicProperties, Channel, Consumer};
+use lapin::{Acker, Channel, Consumer};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::describe::describe;
 use super::limit::{ANSWER, ask};
+use super::properties;
 use super::settlement::Unsettled;
 use super::supervisor::{Phase, phase_of};
 use super::terms::{PREFETCH_MAX, Terms};
 use super::topology::EXPIRED;
 use super::{Error, Settings};
 use crate::metrics::Metrics;
-use crate::worker::mailbox::{Delivery, GivenUp, Properties, Receipt, Settlement};
-
-/// Bytes of a header that is carried on, at most: a `traceparent` has 55, a `tracestate` 512 (W3C Trace Context).
-const HEADER_MAX: usize = 512;
+use crate::worker::mailbox::{Delivery, Receipt, Settlement};
 
 /// So many settlements of a channel are on their way into a quorum queue's log at one time; RabbitMQ keeps further ones back.
 const UNDER_WAY_MAX: usize = 32;
@@ -209,10 +206,10 @@ impl Serving {
                 Ok(permit) => {
                     let message = self.waiting.pop_front().expect("its front was just looked at");
                     permit.send(Delivery {
-                        properties: properties(&message.properties),
+                        properties: properties::read(&message.properties),
                         redelivered: message.redelivered,
-                        returned: returned(&message.properties),
-                        given_up: (self.queue == EXPIRED).then(|| given_up(&message.properties)),
+                        returned: properties::returned(&message.properties),
+                        given_up: (self.queue == EXPIRED).then(|| properties::given_up(&message.properties)),
                         receipt: Receipt::new(message.delivery_tag, self.reporter.clone()),
                         body: Bytes::from(message.data),
                     });
@@ -369,144 +366,5 @@ impl Gauge {
 impl Drop for Gauge {
     fn drop(&mut self) {
         self.show(0);
-    }
-}
-
-fn properties(from: &BasicProperties) -> Properties {
-    let text = |value: &Option<ShortString>| {
-        value.as_ref().map(ShortString::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
-    };
-    let header = |name| header(from, name).and_then(header_text);
-    Properties {
-        message_id: text(from.message_id()),
-        correlation_id: text(from.correlation_id()),
-        reply_to: text(from.reply_to()),
-        content_encoding: text(from.content_encoding()),
-        traceparent: header("traceparent"),
-        tracestate: header("tracestate"),
-    }
-}
-
-/// How often a quorum queue says that the message was returned to it; other queues do not count.
-fn returned(from: &BasicProperties) -> Option<u32> {
-    let count = header(from, "x-delivery-count").and_then(header_number)?;
-    // A count beyond all bounds is still one.
-    u64::try_from(count).ok().map(|count| u32::try_from(count).unwrap_or(u32::MAX))
-}
-
-fn header_number(value: &AMQPValue) -> Option<i64> {
-    match *value {
-        AMQPValue::ShortShortInt(number) => Some(number.into()),
-        AMQPValue::ShortShortUInt(number) => Some(number.into()),
-        AMQPValue::ShortInt(number) => Some(number.into()),
-        AMQPValue::ShortUInt(number) => Some(number.into()),
-        AMQPValue::LongInt(number) => Some(number.into()),
-        AMQPValue::LongUInt(number) => Some(number.into()),
-        AMQPValue::LongLongInt(number) => Some(number),
-        _ => None,
-    }
-}
-
-/// Why the broker gave a message up: the reason of the first time, by which it was routed.
-fn given_up(from: &BasicProperties) -> GivenUp {
-    match header(from, "x-first-death-reason").and_then(header_text).as_deref() {
-        Some("expired") => GivenUp::Expired,
-        Some("delivery_limit") => GivenUp::DeliveryLimit,
-        _ => GivenUp::Unsaid,
-    }
-}
-
-fn header<'a>(from: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
-    from.headers().as_ref()?.inner().get(name)
-}
-
-/// A header as text; `None` where it is no text, empty, too long, or not printable ASCII.
-fn header_text(value: &AMQPValue) -> Option<String> {
-    let bytes = match value {
-        AMQPValue::LongString(text) => text.as_bytes(),
-        AMQPValue::ShortString(text) => text.as_str().as_bytes(),
-        _ => return None,
-    };
-    let printable = bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
-    let fits = (1..=HEADER_MAX).contains(&bytes.len());
-    (printable && fits).then(|| String::from_utf8_lossy(bytes).into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use lapin::types::FieldTable;
-
-    use super::*;
-
-    fn with_headers(headers: &[(&str, AMQPValue)]) -> BasicProperties {
-        let mut table = FieldTable::default();
-        for (name, value) in headers {
-            table.insert((*name).into(), value.clone());
-        }
-        BasicProperties::default().with_headers(table)
-    }
-
-    #[test]
-    fn properties_are_read_and_empty_ones_are_absent() {
-        let from = with_headers(&[
-            ("traceparent", AMQPValue::LongString("00-0af7-b7ad-01".into())),
-            ("tracestate", AMQPValue::ShortString("a=b".into())),
-        ])
-        .with_message_id("m".into())
-        .with_correlation_id("c".into())
-        .with_reply_to("r".into())
-        .with_content_encoding("gzip".into());
-        let expected = Properties {
-            message_id: Some("m".into()),
-            correlation_id: Some("c".into()),
-            reply_to: Some("r".into()),
-            content_encoding: Some("gzip".into()),
-            traceparent: Some("00-0af7-b7ad-01".into()),
-            tracestate: Some("a=b".into()),
-        };
-        assert_eq!(properties(&from), expected);
-        let empty = BasicProperties::default().with_message_id("".into()).with_content_encoding("".into());
-        assert_eq!(properties(&empty), Properties::default());
-    }
-
-    #[test]
-    fn the_count_of_returns_is_read() {
-        let counted = |count| returned(&with_headers(&[("x-delivery-count", count)]));
-        assert_eq!(counted(AMQPValue::LongLongInt(2)), Some(2));
-        assert_eq!(counted(AMQPValue::ShortShortUInt(3)), Some(3));
-        assert_eq!(counted(AMQPValue::LongLongInt(i64::MAX)), Some(u32::MAX));
-        for odd in [AMQPValue::LongInt(-1), AMQPValue::LongString("2".into()), AMQPValue::Void] {
-            assert_eq!(counted(odd), None);
-        }
-        assert_eq!(returned(&BasicProperties::default()), None);
-    }
-
-    #[test]
-    fn the_reason_of_a_death_is_read() {
-        let died = |reason: &str| {
-            given_up(&with_headers(&[("x-first-death-reason", AMQPValue::LongString(reason.into()))]))
-        };
-        assert_eq!(died("expired"), GivenUp::Expired);
-        assert_eq!(died("delivery_limit"), GivenUp::DeliveryLimit);
-        assert_eq!(died("maxlen"), GivenUp::Unsaid);
-        assert_eq!(given_up(&BasicProperties::default()), GivenUp::Unsaid);
-        let odd = with_headers(&[("x-first-death-reason", AMQPValue::LongInt(7))]);
-        assert_eq!(given_up(&odd), GivenUp::Unsaid);
-    }
-
-    #[test]
-    fn odd_headers_are_ignored() {
-        let long = "x".repeat(HEADER_MAX + 1);
-        for odd in [
-            AMQPValue::LongInt(7),
-            AMQPValue::Void,
-            AMQPValue::LongString("".into()),
-            AMQPValue::LongString(long.into()),
-            AMQPValue::LongString("a\nb".into()),
-            AMQPValue::LongString(vec![0xff, 0xfe].into()),
-        ] {
-            let from = with_headers(&[("traceparent", odd.clone())]);
-            assert_eq!(properties(&from), Properties::default(), "{odd:?}");
-        }
     }
 }

@@ -3,10 +3,11 @@
 //! A **session** is two connections (one to consume, one to publish), their channels and consumers, as one unit:
 //! [`supervisor`] builds it whole, and when any part of it ends, tears all of it down and builds it anew. The client
 //! library's own recovery stays off, because it leaves consumers that wait for ever. [`dial`] makes a connection, to the `host`
-//! whose turn it is, [`topology`] knows every queue and exchange, `inbox` consumes and settles, on `terms` that may change,
-//! `expired` reads what the broker gave up on, `outbox` publishes. Towards the worker there are only the two flows of
-//! `worker::mailbox`.
+//! whose turn it is, [`topology`] knows every queue and exchange, `reader` keeps each queue being read, by an `inbox` that
+//! consumes and settles on `terms` that may change, `outbox` publishes, `absence` notices what goes missing. Towards the
+//! worker there are only the two flows of `worker::mailbox`.
 
+mod absence;
 mod describe;
 pub mod dial;
 mod fate;
@@ -14,6 +15,7 @@ mod host;
 mod inbox;
 mod limit;
 mod outbox;
+mod properties;
 mod reader;
 mod repair;
 mod settlement;

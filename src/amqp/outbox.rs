@@ -2,85 +2,109 @@
 //!
 //! Results go out in batches, each on a **lane**: a channel in confirm mode that carries one batch at a time, published by
 //! one task in order. A batch is answered when all its confirms are in, because only then is it known which of its
-//! messages came back. The lanes are independent, so a batch need not wait for the one before, and together they bound
-//! what is unconfirmed. Copies, for `reply_to` and for onlookers, go over a channel without confirms beside the lane's,
-//! and a refusal of a copy (the channel is closed over it) never reaches the results.
+//! messages came back. The lanes are independent, so a batch need not wait for the one before. Each **destination** (the
+//! first word of a routing key: one queue) has lanes of its own, because a broker whose queue of token events has no
+//! majority stops a channel over the first of them, and outcomes must not wait behind it.
+//!
+//! A confirm that is overdue, or a channel that the broker closes, costs the lane its channel and nothing else, as long as
+//! the connection lives: deliveries stay with us, and other batches go on. Copies, for `reply_to` and for onlookers, are a
+//! destination without confirms. They are left out where the broker does not take them as fast as they come.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
-use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
 use super::Error;
 use super::describe::describe;
 use super::dial::Link;
 use super::fate::{Answer, Returned, fates};
-use super::limit::{ANSWER, ask, patiently};
+use super::limit::{ANSWER, patiently};
 use super::supervisor::{Phase, phase_of};
 use super::topology::LIVE;
 use crate::metrics::Metrics;
 use crate::worker::mailbox::{Posting, Publication, PublishError, Route};
 
-/// Batches on their way at once.
+/// Batches on their way to one destination at once.
 const LANES: usize = 4;
-/// Publications of one batch at most; 1024 unconfirmed in all. The client library scans all of a channel's for each
-/// confirm of many.
-const BATCH: usize = 256;
-/// How long a channel for copies stays away after the broker closed it.
-const COPIES_PAUSE: Duration = Duration::from_secs(1);
+/// Publications of one batch at most; 800 unconfirmed of a destination. A channel may have 200 on their way whatever
+/// happens to their queue; beyond that, RabbitMQ's flow control stops reading from the whole connection
+/// (`credit_flow_default_credit` is 400, renewed by 200). The client library scans all of a channel's for each confirm of
+/// many.
+const BATCH: usize = 200;
+/// The least age of a lane's channel when the next one is opened, so that one that is closed each time does not spin.
+const LANE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The wall clock in Unix seconds, for AMQP's `timestamp`.
 pub(super) type UnixSeconds = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-/// The lanes of one session.
+/// The way out of one session.
 pub(super) struct Outbox<'a> {
-    link: &'a Link,
-    exchange: ShortString,
-    metrics: Arc<Metrics>,
-    unix_seconds: UnixSeconds,
-    lanes: Vec<Lane>,
+    pub(super) link: &'a Link,
+    /// Where results go.
+    pub(super) exchange: ShortString,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) unix_seconds: UnixSeconds,
+    /// Hears of each batch that the topology may be to blame for.
+    pub(super) doubts: Arc<Notify>,
+}
+
+/// Where a posting goes: the first word of a result's routing key; `None`: it is a copy.
+type Destination = Option<String>;
+
+fn destination(posting: &Posting) -> Destination {
+    match &posting.publication.route {
+        Route::Results(key) => Some(key.split('.').next().unwrap_or_default().to_owned()),
+        Route::Reply(_) | Route::Live(_) => None,
+    }
 }
 
 struct Lane {
-    confirming: Channel,
-    copies: Channel,
-    copies_since: Instant,
+    channel: Channel,
+    since: Instant,
 }
 
-impl<'a> Outbox<'a> {
-    /// Opens the lanes. Results go to `exchange`.
-    pub(super) async fn open(
-        link: &'a Link,
-        exchange: &str,
-        metrics: Arc<Metrics>,
-        unix_seconds: UnixSeconds,
-    ) -> Result<Self, Error> {
-        let mut lanes = Vec::with_capacity(LANES);
-        for _ in 0..LANES {
-            let confirming = link.channel().await?;
-            ask("asking for confirms", confirming.confirm_select(ConfirmSelectOptions::default()))
-                .await
-                .map_err(Error::Lost)?;
-            lanes.push(Lane { confirming, copies: link.channel().await?, copies_since: Instant::now() });
-        }
-        Ok(Self { link, exchange: exchange.into(), metrics, unix_seconds, lanes })
-    }
+/// The lanes to one destination, and what waits for one. No more can wait than the worker has unsettled.
+#[derive(Default)]
+struct Road {
+    waiting: VecDeque<Posting>,
+    idle: Vec<Lane>,
+    lanes: usize,
+}
 
-    /// Publishes until [`Phase::Closing`], and then what is posted already (then `Ok`), or until a channel is of no use any
-    /// more. Postings that were taken and not confirmed are then answered [`PublishError::Lost`]; the others stay.
+impl Road {
+    /// The next batch and its lane, which is to be opened where there is none yet.
+    fn next(&mut self) -> Option<(Option<Lane>, Vec<Posting>)> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        let lane = self.idle.pop();
+        if lane.is_none() {
+            if self.lanes == LANES {
+                return None;
+            }
+            self.lanes += 1;
+        }
+        Some((lane, self.waiting.drain(..self.waiting.len().min(BATCH)).collect()))
+    }
+}
+
+impl Outbox<'_> {
+    /// Publishes until [`Phase::Closing`], and then what is posted already (then `Ok`), or until the connection is of no use
+    /// any more. Postings that were taken and not confirmed are then answered [`PublishError::Lost`]; the others stay.
     pub(super) async fn serve(
-        mut self,
+        self,
         postings: &mut mpsc::Receiver<Posting>,
         mut phase: watch::Receiver<Phase>,
     ) -> Result<(), Error> {
-        let mut idle = std::mem::take(&mut self.lanes);
+        let mut roads: BTreeMap<Destination, Road> = BTreeMap::new();
         let mut busy = FuturesUnordered::new();
         let mut taken = Vec::with_capacity(BATCH);
         let (mut closing, mut exhausted) = (false, false);
@@ -89,17 +113,31 @@ impl<'a> Outbox<'a> {
                 closing = true;
                 postings.close();
             }
+            for (destination, road) in &mut roads {
+                while let Some((lane, batch)) = road.next() {
+                    busy.push(self.carry(destination.clone(), lane, batch));
+                }
+            }
             if exhausted && busy.is_empty() && closing {
                 return Ok(());
             }
             tokio::select! {
                 biased;
-                Some(lane) = busy.next(), if !busy.is_empty() => idle.push(lane?),
-                count = postings.recv_many(&mut taken, BATCH), if !exhausted && !idle.is_empty() => {
+                Some(carried) = busy.next(), if !busy.is_empty() => {
+                    let (destination, lane) = carried?;
+                    roads.entry(destination).or_default().idle.push(lane);
+                }
+                count = postings.recv_many(&mut taken, BATCH), if !exhausted => {
                     exhausted = count == 0;
-                    if let Some(lane) = (!exhausted).then(|| idle.pop()).flatten() {
-                        let batch = std::mem::replace(&mut taken, Vec::with_capacity(BATCH));
-                        busy.push(self.carry(lane, batch));
+                    for posting in taken.drain(..) {
+                        let destination = destination(&posting);
+                        let road = roads.entry(destination.clone()).or_default();
+                        if destination.is_none() && road.waiting.len() >= BATCH {
+                            // A copy that finds no room is left out.
+                            settle(&self.metrics, posting, Ok(()));
+                        } else {
+                            road.waiting.push_back(posting);
+                        }
                     }
                 }
                 _ = phase.changed(), if !closing => {}
@@ -108,117 +146,161 @@ impl<'a> Outbox<'a> {
     }
 
     /// Publishes one batch and answers it; gives the lane back.
-    async fn carry(&self, mut lane: Lane, batch: Vec<Posting>) -> Result<Lane, Error> {
-        let (results, copies): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|posting| matches!(posting.publication.route, Route::Results(_)));
-        let (results, oversized): (Vec<_>, Vec<_>) =
-            results.into_iter().partition(|posting| fits(&posting.publication));
-        for posting in oversized {
+    async fn carry(
+        &self,
+        destination: Destination,
+        lane: Option<Lane>,
+        batch: Vec<Posting>,
+    ) -> Result<(Destination, Lane), Error> {
+        // From here on, dropped, they are answered.
+        let batch = Batch { postings: batch, metrics: &self.metrics };
+        let confirms = destination.is_some();
+        let lane = match lane {
+            Some(lane) => lane,
+            None => self.open(confirms).await?,
+        };
+        let lane = if confirms {
+            self.carry_results(lane, batch).await?
+        } else {
+            self.carry_copies(lane, batch).await?
+        };
+        Ok((destination, lane))
+    }
+
+    async fn carry_results(&self, lane: Lane, mut results: Batch<'_>) -> Result<Lane, Error> {
+        for posting in results.postings.extract_if(.., |posting| !fits(&posting.publication)) {
             let why = format!("its message id or routing key is longer than {SHORT_MAX} bytes");
             settle(&self.metrics, posting, Err(PublishError::Returned(why)));
         }
-        let results = Batch { postings: results, metrics: &self.metrics };
-        let confirms = self.publish(&lane, &results).await?;
-        self.publish_copies(&mut lane, copies).await?;
-        self.answer(results, confirms).await?;
-        Ok(lane)
+        let (confirms, unwritten) = self.publish(&lane, &results).await;
+        let mut said = self.hear(confirms, results.postings.len()).await;
+        // Where the broker closed the channel under the publishing, its confirms have its words.
+        said.failure = said.failure.or(unwritten);
+        if said.failure.is_some() || !said.returned.is_empty() {
+            self.doubts.notify_one();
+        }
+        let Some(failure) = &said.failure else {
+            results.answer(&said, &PublishError::Lost);
+            // RabbitMQ goes on to refuse on a channel on which it refused, even when the queue's limit is taken away, until
+            // somebody reads from the queue (seen with 3.10).
+            let refused = said.answers.contains(&Answer::Nack);
+            return if refused { self.replace(lane, true).await } else { Ok(lane) };
+        };
+        if !self.link.connection().status().connected() {
+            results.answer(&said, &PublishError::Lost);
+            return Err(Error::Lost(failure.clone()));
+        }
+        results.answer(&said, &PublishError::Unconfirmed(failure.clone()));
+        self.replace(lane, true).await
     }
 
-    async fn publish(&self, lane: &Lane, batch: &Batch<'_>) -> Result<Vec<PublisherConfirm>, Error> {
+    /// Writes a batch. Gives the confirms of what was written and, where not all of it could be, why.
+    async fn publish(&self, lane: &Lane, batch: &Batch<'_>) -> (Vec<PublisherConfirm>, Option<String>) {
+        let mut confirms = Vec::with_capacity(batch.postings.len());
         let writing = async {
-            let mut confirms = Vec::with_capacity(batch.postings.len());
             let options = BasicPublishOptions { mandatory: true, ..Default::default() };
             for posting in &batch.postings {
                 let publication = &posting.publication;
                 let key = ShortString::try_new(routing_key(publication)).unwrap_or_default();
                 let properties = self.properties(publication, PERSISTENT);
                 confirms.push(
-                    lane.confirming
+                    lane.channel
                         .basic_publish(self.exchange.clone(), key, options, &publication.body, properties)
                         .await?,
                 );
             }
-            Ok(confirms)
+            Ok(())
         };
-        self.within("publishing", writing).await
+        let unwritten = self.within("publishing", writing).await.err();
+        (confirms, unwritten)
     }
 
-    async fn answer(&self, batch: Batch<'_>, confirms: Vec<PublisherConfirm>) -> Result<(), Error> {
-        // All of them, before any fate is known: `fate` says why.
-        let all = async { join_all(confirms).await.into_iter().collect::<lapin::Result<Vec<_>>>() };
-        let confirmations = self.within("awaiting confirms", all).await?;
-        let (mut answers, mut returned) = (Vec::with_capacity(confirmations.len()), Vec::new());
-        for confirmation in confirmations {
-            answers.push(match &confirmation {
-                Confirmation::Ack(_) => Answer::Ack,
-                Confirmation::Nack(_) => Answer::Nack,
-                Confirmation::NotRequested => {
-                    return Err(Error::Lost("a channel for results is not in confirm mode".to_owned()));
-                }
-            });
-            returned.extend(confirmation.take_message().map(|message| Returned {
-                message_id: message.properties.message_id().as_ref().map(|id| id.as_str().to_owned()),
-                routing_key: message.routing_key.as_str().to_owned(),
-                reason: message.reply_text.as_str().to_owned(),
-            }));
+    /// Waits for the confirms of a batch of `count`, within the limit.
+    async fn hear(&self, confirms: Vec<PublisherConfirm>, count: usize) -> Said {
+        let mut said = Said { answers: vec![Answer::Missing; count], returned: Vec::new(), failure: None };
+        let mut waiting: FuturesUnordered<_> = confirms
+            .into_iter()
+            .enumerate()
+            .map(|(place, confirm)| async move { (place, confirm.await) })
+            .collect();
+        let hearing = async {
+            while let Some((place, confirmation)) = waiting.next().await {
+                said.note(place, confirmation);
+            }
+            Ok(())
+        };
+        if let Err(overdue) = self.within("awaiting confirms", hearing).await {
+            said.failure = Some(overdue);
         }
-        batch.answer(&answers, &returned);
-        Ok(())
+        said
+    }
+
+    /// Gives the lane another channel. The old one is told to close: its number is not used again before the broker has
+    /// done so, and a late confirm of it finds nobody. RabbitMQ's may take half a minute, while they wait for a queue without
+    /// a majority; that is waited for within the limit, and not beyond.
+    async fn replace(&self, lane: Lane, confirms: bool) -> Result<Lane, Error> {
+        if lane.channel.status().connected() {
+            let closing = lane.channel.close(200, "OK".into());
+            if let Err(slow) = self.within("closing a channel", closing).await {
+                tracing::debug!(amqp.reason = %slow, "the broker is slow with a channel that is left");
+            }
+        }
+        sleep_until(lane.since + LANE_PAUSE).await;
+        self.open(confirms).await
+    }
+
+    async fn open(&self, confirms: bool) -> Result<Lane, Error> {
+        let opening = async {
+            let channel = self.link.connection().create_channel().await?;
+            if confirms {
+                channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            }
+            Ok(Lane { channel, since: Instant::now() })
+        };
+        self.within("opening a channel", opening).await.map_err(Error::Lost)
     }
 
     /// Copies are answered once written; what the broker does with them is nobody's concern.
-    async fn publish_copies(&self, lane: &mut Lane, copies: Vec<Posting>) -> Result<(), Error> {
-        for posting in copies {
-            if let Some(copies) = self.channel_for_copies(lane).await? {
-                let publication = &posting.publication;
-                let exchange = if matches!(publication.route, Route::Live(_)) { LIVE } else { "" };
-                let written = async {
-                    if let Ok(key) = ShortString::try_new(routing_key(publication)) {
-                        let properties = self.properties(publication, TRANSIENT);
-                        let options = BasicPublishOptions::default();
-                        // An error closes the channel, which the next copy sees.
-                        let _ = copies
-                            .basic_publish(exchange.into(), key, options, &publication.body, properties)
-                            .await;
-                    }
-                    Ok(())
-                };
-                self.within("publishing a copy", written).await?;
-            }
-            // Nobody may be waiting.
-            let _ = posting.answer.send(Ok(()));
+    async fn carry_copies(&self, lane: Lane, mut copies: Batch<'_>) -> Result<Lane, Error> {
+        for posting in copies.postings.drain(..) {
+            let publication = &posting.publication;
+            let exchange = if matches!(publication.route, Route::Live(_)) { LIVE } else { "" };
+            let written = async {
+                if let Ok(key) = ShortString::try_new(routing_key(publication)) {
+                    let properties = self.properties(publication, TRANSIENT);
+                    let options = BasicPublishOptions::default();
+                    // An error closes the channel, which is seen below.
+                    let _ = lane
+                        .channel
+                        .basic_publish(exchange.into(), key, options, &publication.body, properties)
+                        .await;
+                }
+                Ok(())
+            };
+            self.within("publishing a copy", written).await.map_err(Error::Lost)?;
+            settle(&self.metrics, posting, Ok(()));
         }
-        Ok(())
+        if lane.channel.status().connected() {
+            return Ok(lane);
+        }
+        tracing::warn!(
+            "the broker refused a copy (reply_to or live): does the exchange exist, and may the user write to it?"
+        );
+        self.replace(lane, false).await
     }
 
-    /// The lane's channel for copies, opened anew when the broker closed it; `None` when that was a moment ago.
-    async fn channel_for_copies<'b>(&self, lane: &'b mut Lane) -> Result<Option<&'b Channel>, Error> {
-        if !lane.copies.status().connected() {
-            if lane.copies_since.elapsed() < COPIES_PAUSE {
-                return Ok(None);
-            }
-            tracing::warn!(
-                "the broker refused a copy (reply_to or live): does the exchange exist, and may the user write to it?"
-            );
-            lane.copies = self.link.channel().await?;
-            lane.copies_since = Instant::now();
-        }
-        Ok(Some(&lane.copies))
-    }
-
+    /// One request to the broker, within [`ANSWER`], not counting the time in which it blocks publishing: nothing at all
+    /// is written then. The error is for people; `doing` completes "… failed: …".
     async fn within<T>(
         &self,
         doing: &str,
         request: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<T, Error> {
+    ) -> Result<T, String> {
         let blocked = || self.link.connection().status().blocked();
         match patiently(ANSWER, blocked, request).await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => Err(Error::Lost(format!("{doing} failed: {}", describe(&error)))),
-            Err(_) => {
-                let limit = ANSWER.as_secs();
-                Err(Error::Lost(format!("{doing} failed: no answer from the broker within {limit} s")))
-            }
+            Ok(Err(error)) => Err(format!("{doing} failed: {}", describe(&error))),
+            Err(_) => Err(format!("{doing} failed: no answer from the broker within {} s", ANSWER.as_secs())),
         }
     }
 
@@ -263,20 +345,55 @@ fn fits(publication: &Publication) -> bool {
     publication.message_id.len() <= SHORT_MAX && routing_key(publication).len() <= SHORT_MAX
 }
 
-/// Results on their way. Dropped unanswered (the session is lost) they are answered [`PublishError::Lost`].
+/// What the broker said to a batch.
+struct Said {
+    /// One for each publication, in order.
+    answers: Vec<Answer>,
+    returned: Vec<Returned>,
+    /// Why not all were answered; the channel is of no use any more.
+    failure: Option<String>,
+}
+
+impl Said {
+    fn note(&mut self, place: usize, confirmation: lapin::Result<Confirmation>) {
+        let confirmation = match confirmation {
+            Ok(confirmation) => confirmation,
+            Err(error) => {
+                self.failure = Some(format!("awaiting confirms failed: {}", describe(&error)));
+                return;
+            }
+        };
+        self.answers[place] = match &confirmation {
+            Confirmation::Ack(_) => Answer::Ack,
+            Confirmation::Nack(_) => Answer::Nack,
+            Confirmation::NotRequested => {
+                self.failure = Some("a channel for results is not in confirm mode".to_owned());
+                Answer::Missing
+            }
+        };
+        self.returned.extend(confirmation.take_message().map(|message| Returned {
+            message_id: message.properties.message_id().as_ref().map(|id| id.as_str().to_owned()),
+            routing_key: message.routing_key.as_str().to_owned(),
+            reason: message.reply_text.as_str().to_owned(),
+        }));
+    }
+}
+
+/// Publications on their way. Dropped unanswered (the session is lost) they are answered [`PublishError::Lost`].
 struct Batch<'a> {
     postings: Vec<Posting>,
     metrics: &'a Metrics,
 }
 
 impl Batch<'_> {
-    fn answer(mut self, answers: &[Answer], returned: &[Returned]) {
+    /// `unanswered`: the fate of what the broker did not answer.
+    fn answer(mut self, said: &Said, unanswered: &PublishError) {
         let published: Vec<_> = self
             .postings
             .iter()
             .map(|posting| (posting.publication.message_id.as_str(), routing_key(&posting.publication)))
             .collect();
-        let fates = fates(&published, answers, returned);
+        let fates = fates(&published, &said.answers, &said.returned, unanswered);
         for (posting, fate) in self.postings.drain(..).zip(fates) {
             settle(self.metrics, posting, fate);
         }
@@ -291,13 +408,16 @@ impl Drop for Batch<'_> {
     }
 }
 
+/// Answers a posting. Only results are counted.
 fn settle(metrics: &Metrics, posting: Posting, fate: Result<(), PublishError>) {
-    metrics.amqp_publish(match &fate {
-        Ok(()) => "confirmed",
-        Err(PublishError::Returned(_)) => "returned",
-        Err(PublishError::Nacked) => "nacked",
-        Err(PublishError::Lost) => "lost",
-    });
+    if matches!(posting.publication.route, Route::Results(_)) {
+        metrics.amqp_publish(match &fate {
+            Ok(()) => "confirmed",
+            Err(PublishError::Returned(_)) => "returned",
+            Err(PublishError::Nacked) => "nacked",
+            Err(PublishError::Unconfirmed(_) | PublishError::Lost) => "lost",
+        });
+    }
     // The one who asked may have given up.
     let _ = posting.answer.send(fate);
 }

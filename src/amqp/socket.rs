@@ -11,16 +11,15 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_compat::Compat;
 use async_rs::Tokio;
 use async_rs::traits::{Executor, Reactor, RuntimeKit};
 use async_rs::util::Task;
 use futures_io::{AsyncRead, AsyncWrite};
-use futures_util::Stream;
 use futures_util::task::AtomicWaker;
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -59,9 +58,9 @@ impl KillSwitch {
 /// What carries the bytes.
 pub(super) enum Carrier {
     /// `amqp`.
-    Plain(Compat<TcpStream>),
+    Plain(TcpStream),
     /// `amqps`.
-    Tls(Box<Compat<TlsStream<TcpStream>>>),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// A connected stream with its kill switch, in the shape that the client library reads and writes.
@@ -100,8 +99,9 @@ impl Socket {
         let Carrier::Tls(stream) = &mut self.carrier else { return error };
         let mut rest = [0; 1024];
         loop {
-            match Pin::new(stream.as_mut()).poll_read(context, &mut rest) {
-                Poll::Ready(Ok(count)) if count > 0 => {}
+            let mut rest = ReadBuf::new(&mut rest);
+            match tokio::io::AsyncRead::poll_read(Pin::new(stream.as_mut()), context, &mut rest) {
+                Poll::Ready(Ok(())) if !rest.filled().is_empty() => {}
                 Poll::Ready(Err(last)) if tls::said(&last).is_some() => return last,
                 _ => return error,
             }
@@ -113,20 +113,29 @@ impl Socket {
         outcome.map_err(|error| self.last_word(context, error))
     }
 
-    fn reading(&mut self, context: &Context<'_>) -> io::Result<Pin<&mut (dyn AsyncRead + Unpin)>> {
+    /// Tokio's side of the stream, unless the switch was fired.
+    fn reading(&mut self, context: &Context<'_>) -> io::Result<Pin<&mut dyn Stream>> {
         self.kill.check(&self.kill.0.reader, context)?;
-        Ok(match &mut self.carrier {
-            Carrier::Plain(stream) => Pin::new(stream),
-            Carrier::Tls(stream) => Pin::new(stream.as_mut()),
-        })
+        Ok(self.carrier.stream())
     }
 
-    fn writing(&mut self, context: &Context<'_>) -> io::Result<Pin<&mut (dyn AsyncWrite + Unpin)>> {
+    fn writing(&mut self, context: &Context<'_>) -> io::Result<Pin<&mut dyn Stream>> {
         self.kill.check(&self.kill.0.writer, context)?;
-        Ok(match &mut self.carrier {
-            Carrier::Plain(stream) => Pin::new(stream),
-            Carrier::Tls(stream) => Pin::new(stream.as_mut()),
-        })
+        Ok(self.carrier.stream())
+    }
+}
+
+/// Both directions of Tokio's.
+trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
+
+impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Stream for S {}
+
+impl Carrier {
+    fn stream(&mut self) -> Pin<&mut dyn Stream> {
+        match self {
+            Self::Plain(stream) => Pin::new(stream),
+            Self::Tls(stream) => Pin::new(stream.as_mut()),
+        }
     }
 }
 
@@ -142,10 +151,9 @@ impl AsyncRead for Socket {
             if count > 0 || buffer.is_empty() {
                 return Poll::Ready(Ok(count));
             }
-            let count = match this.reading(context)?.poll_read(context, buffer) {
-                Poll::Ready(Ok(count)) => count,
-                other => return other,
-            };
+            let mut read = ReadBuf::new(buffer);
+            ready!(this.reading(context)?.poll_read(context, &mut read))?;
+            let count = read.filled().len();
             if count == 0 {
                 // The end. What is held is half a frame, of which nobody can make anything.
                 return Poll::Ready(Ok(0));
@@ -194,7 +202,7 @@ impl AsyncWrite for Socket {
     /// One try and no wait: the library awaits this on its thread, without a limit, after AMQP's own goodbye.
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Ok(stream) = self.writing(context) {
-            let _ = stream.poll_close(context);
+            let _ = stream.poll_shutdown(context);
         }
         Poll::Ready(Ok(()))
     }
@@ -253,7 +261,10 @@ impl Reactor for Kit {
         self.0.sleep(duration)
     }
 
-    fn interval(&self, period: Duration) -> impl Stream<Item = std::time::Instant> + Send + 'static {
+    fn interval(
+        &self,
+        period: Duration,
+    ) -> impl futures_util::Stream<Item = std::time::Instant> + Send + 'static {
         self.0.interval(period)
     }
 

@@ -23,6 +23,11 @@ pub enum State {
         /// Since when, on tokio's clock; it does not move while only the reason changes.
         since: Instant,
     },
+    /// Consuming, but something that results need went missing: they are not taken.
+    Lacking {
+        /// A sentence for an operator.
+        reason: String,
+    },
     /// Connected, but the broker takes no publications (a memory or disk alarm).
     Blocked {
         /// The broker's reason.
@@ -41,6 +46,8 @@ struct Facts {
     without: Option<String>,
     /// Why the broker takes no publications.
     blocked: Option<String>,
+    /// What results need and the broker lacks.
+    lacking: Option<String>,
     /// The invites queues of the session, each with the reason why it is not read.
     queues: BTreeMap<String, Option<String>>,
     /// Since when nothing is consumed, if so.
@@ -55,6 +62,7 @@ impl Facts {
                 State::NotConsuming { reason: why.clone().unwrap_or_else(unread), since: *since }
             }
             (None, _, Some(reason)) => State::Blocked { reason: reason.clone() },
+            (None, ..) if let Some(reason) = &self.lacking => State::Lacking { reason: reason.clone() },
             (None, ..) if self.queues.values().any(Option::is_some) => State::Partly { reason: unread() },
             (None, ..) => State::Consuming,
         }
@@ -78,6 +86,7 @@ impl Status {
         Self(Arc::new(watch::Sender::new(Facts {
             without: Some("not connected to the broker yet".to_owned()),
             blocked: None,
+            lacking: None,
             queues: BTreeMap::new(),
             idle_since: Some(Instant::now()),
         })))
@@ -110,6 +119,7 @@ impl Status {
         self.change(|facts| {
             facts.without = None;
             facts.blocked = None;
+            facts.lacking = None;
             let unread = |queue: &String| (queue.clone(), Some(format!("queue {queue} is not read yet")));
             facts.queues = queues.iter().map(unread).collect();
         });
@@ -125,6 +135,11 @@ impl Status {
     /// The broker takes no publications, and why; or it takes them again.
     pub(super) fn blocked(&self, reason: Option<String>) {
         self.change(|facts| facts.blocked = reason);
+    }
+
+    /// Something that results need is missing, and what; or all of it is there.
+    pub(super) fn lacking(&self, reason: Option<&str>) {
+        self.change(|facts| facts.lacking = reason.map(str::to_owned));
     }
 
     /// There is no session that consumes.
@@ -187,6 +202,21 @@ mod tests {
         status.in_session(&["a".to_owned()]);
         status.read("a", None);
         assert_eq!(status.state(), State::Consuming, "another session is not blocked");
+    }
+
+    #[tokio::test]
+    async fn what_results_lack_shows_while_nothing_worse_does() {
+        let status = in_session();
+        status.lacking(Some("first"));
+        assert!(matches!(status.state(), State::NotConsuming { .. }));
+        status.read("a", None);
+        status.lacking(Some("second"));
+        assert_eq!(status.state(), State::Lacking { reason: "second".into() });
+        status.blocked(Some("memory".to_owned()));
+        assert!(matches!(status.state(), State::Blocked { .. }));
+        status.blocked(None);
+        status.lacking(None);
+        assert!(matches!(status.state(), State::Partly { .. }));
     }
 
     #[tokio::test]

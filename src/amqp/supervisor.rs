@@ -1,7 +1,8 @@
 //! Keeps a session with the broker, whatever happens to it, and stops it in order.
 //!
-//! A session ends as a whole: when a connection is lost, or a confirm overdue. Everything is then built anew after a pause.
-//! What goes wrong with one queue ends no session, see `reader.rs`. What was posted and not taken yet stays for the next session.
+//! A session ends as a whole, when a connection is lost. Everything is then built anew after a pause. What was posted and not
+//! taken yet stays for the next session. What goes wrong with one queue, or a confirm that is overdue, ends no session, see
+//! `reader.rs` and `outbox.rs`.
 //!
 //! Stopping, by the phase that the application sets: [`Phase::Draining`] cancels the consumers, gives back what was not
 //! handed on, and drops the sender of deliveries, so that the worker sees their end; settling and publishing go on, through
@@ -15,9 +16,10 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
 use lapin::Event;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::absence;
 use super::describe::describe;
 use super::dial::{Dialer, Link};
 use super::host::Turns;
@@ -209,10 +211,11 @@ impl Keeper {
         // Listeners hear only what comes after them.
         let mut events = [listen(consume), listen(publish)];
         let mut stop = self.phase.clone();
+        let doubts = Arc::new(Notify::new());
         let outbox = tokio::select! {
             biased;
             () = closing(&mut stop) => return Ok(()),
-            opened = self.open(publish) => opened?,
+            opened = self.open(publish, &doubts) => opened?,
         };
         self.note_phase();
         for role in ROLES {
@@ -220,13 +223,22 @@ impl Keeper {
         }
         self.diary.recovered(consume.endpoint(), self.deliveries.is_some());
         let signs = Signs { status: self.status.clone(), metrics: Arc::clone(&self.metrics) };
+        let invites = self.settings.borrow().invites.clone();
         if self.deliveries.is_some() {
-            self.status.in_session(&self.settings.borrow().invites);
+            self.status.in_session(&invites);
         }
 
         let mut readers: FuturesUnordered<_> = self.readers(consume).map(Reader::read).collect();
         let mut outbox = std::pin::pin!(outbox.serve(&mut self.postings, self.phase.clone()));
         let mut published = false;
+        let mut absences = std::pin::pin!(absence::watch(
+            consume,
+            &self.topology,
+            &invites,
+            &doubts,
+            &self.status,
+            &self.metrics
+        ));
         let mut goodbye = std::pin::pin!(closing_overdue(self.phase.clone()));
         let [heard_consuming, heard_publishing] = &mut events;
         loop {
@@ -243,6 +255,7 @@ impl Keeper {
                     }
                 }
                 Some(ended) = readers.next(), if !readers.is_empty() => ended?,
+                never = &mut absences => match never {},
                 ended = &mut outbox, if !published => {
                     ended?;
                     published = true;
@@ -253,20 +266,24 @@ impl Keeper {
     }
 
     /// Invites queues may be missing: who reads them looks for them again and again.
-    async fn open<'a>(&mut self, publish: &'a Link) -> Result<Outbox<'a>, Error> {
+    async fn open<'a>(&mut self, publish: &'a Link, doubts: &Arc<Notify>) -> Result<Outbox<'a>, Error> {
         let settings = self.settings.borrow().clone();
         if settings.declare {
             self.topology.declare(publish).await?;
         }
         let presence = self.topology.check(publish).await?;
-        self.report(&presence);
-        let is_read = |thing: &Thing| matches!(thing, Thing::Queue(name) if settings.invites.contains(name));
-        if !presence.needed.iter().all(is_read) {
+        absence::show(&presence, &self.metrics);
+        self.diary.optional(&presence.optional);
+        if absence::of_results(&presence, &settings.invites) {
             return Err(Error::Missing(presence.needed));
         }
-        let exchange = &settings.results_exchange;
-        let (metrics, unix_seconds) = (Arc::clone(&self.metrics), Arc::clone(&self.unix_seconds));
-        Outbox::open(publish, exchange, metrics, unix_seconds).await
+        Ok(Outbox {
+            link: publish,
+            exchange: settings.results_exchange.as_str().into(),
+            metrics: Arc::clone(&self.metrics),
+            unix_seconds: Arc::clone(&self.unix_seconds),
+            doubts: Arc::clone(doubts),
+        })
     }
 
     /// One for each queue; none from [`Phase::Draining`] on.
@@ -293,17 +310,6 @@ impl Keeper {
                 missing_told,
             })
         })
-    }
-
-    fn report(&mut self, presence: &Presence) {
-        for thing in &presence.there {
-            self.metrics.amqp_missing(thing.name(), false);
-        }
-        // After those that are there: an exchange and a queue may share a name, and one missing is enough.
-        for thing in presence.needed.iter().chain(&presence.optional) {
-            self.metrics.amqp_missing(thing.name(), true);
-        }
-        self.diary.optional(&presence.optional);
     }
 }
 

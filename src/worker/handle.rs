@@ -114,7 +114,8 @@ pub(super) async fn handle<G: Gateway>(
                     known
                 }
             };
-            if !poison {
+            // What was only answered for shows nothing about its handler.
+            if taken.bar.is_none() {
                 worker.poison.forget(&identity);
             }
             if confirm(worker, &known.publications, &receipt).await {

@@ -167,6 +167,10 @@ pub enum PublishError {
     /// The broker refused it (`basic.nack`). The same publication may be tried again.
     #[error("the broker refused it")]
     Nacked,
+    /// The broker did not answer, though the connection lives: the limit passed, or the channel was closed over this or
+    /// another publication. It may or may not have it; the same publication may be tried again.
+    #[error("the broker did not confirm it: {0}")]
+    Unconfirmed(String),
     /// The connection went before the broker answered: it may or may not have it.
     #[error("the connection was lost before the broker confirmed it")]
     Lost,

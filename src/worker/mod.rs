@@ -11,10 +11,12 @@ mod poison;
 mod publish;
 mod report;
 mod run;
+mod untaken;
 
 use std::time::Duration;
 
 pub use run::{Worker, run};
+pub use untaken::{Backlog, Untaken};
 
 /// What the worker is told by the configuration (`[worker]`).
 #[derive(Clone, Debug)]

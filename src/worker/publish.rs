@@ -57,6 +57,7 @@ pub(super) async fn confirm<G>(worker: &Worker<G>, publications: &[Publication],
 
 async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: &Receipt) -> bool {
     let mut pause = Pause::new(UNCONFIRMED_PAUSE, UNCONFIRMED_PAUSE_MAX, worker.jitter.clone());
+    let mut attempt = worker.untaken.attempt();
     loop {
         // While the broker takes nothing, only the end of the delivery ends the wait.
         let published = tokio::select! {
@@ -66,6 +67,7 @@ async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: 
         };
         match published {
             Ok(()) => {
+                attempt.taken();
                 if let (true, Route::Results(key)) = (worker.copies_live, &publication.route) {
                     worker
                         .outbox
@@ -74,21 +76,18 @@ async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: 
                 return true;
             }
             Err(_) if !receipt.is_live() => return false,
-            Err(error @ (PublishError::Returned(_) | PublishError::Nacked)) => {
-                let pause = pause.lengthen();
-                // Every invite meets it at once; the metric counts them all.
-                if worker.untaken_told.is_due() {
-                    tracing::warn!(
-                        amqp.message_id = publication.message_id,
-                        kind = publication.kind,
-                        error = %error,
-                        "results are not taken; their invites stay unacknowledged until `ringcast topology declare` \
-                         or the like mends it"
-                    );
+            Err(error) => {
+                // A connection that is lost is told by the one who keeps it.
+                if error != PublishError::Lost {
+                    attempt.failed(publication, &error, worker.now());
                 }
-                sleep(pause).await;
+                let pause = pause.lengthen();
+                tokio::select! {
+                    biased;
+                    () = receipt.gone() => return false,
+                    () = sleep(pause) => {}
+                }
             }
-            Err(PublishError::Lost) => sleep(pause.lengthen()).await,
         }
     }
 }

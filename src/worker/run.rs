@@ -12,6 +12,7 @@ use super::ledger::Ledger;
 use super::mailbox::{Delivery, Outbox};
 use super::poison::Poison;
 use super::report::Seldom;
+use super::untaken::Untaken;
 use crate::clock::Clock;
 use crate::domain::app::App;
 use crate::domain::invite::Rules;
@@ -33,7 +34,7 @@ pub struct Worker<G> {
     pub(super) metrics: Arc<Metrics>,
     pub(super) jitter: Jitter,
     pub(super) skew_told: Seldom,
-    pub(super) untaken_told: Seldom,
+    pub(super) untaken: Untaken,
 }
 
 impl<G: Gateway> Worker<G> {
@@ -75,12 +76,17 @@ impl<G: Gateway> Worker<G> {
             metrics,
             jitter,
             skew_told: Seldom::default(),
-            untaken_told: Seldom::default(),
+            untaken: Untaken::default(),
         }
     }
 }
 
 impl<G> Worker<G> {
+    /// The results that the broker does not take.
+    pub fn untaken(&self) -> Untaken {
+        self.untaken.clone()
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         Timestamp::from_unix_ms(self.clock.unix_ms())
     }

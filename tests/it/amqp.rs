@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "these are tests, the functions between them included")]
 
+mod confirm;
 mod expired;
 mod flow;
 mod host;
@@ -140,13 +141,13 @@ fn result(id: &str, key: &str) -> Publication {
 }
 
 /// Somebody else at the same broker.
-struct Peer {
+pub(crate) struct Peer {
     _connection: Connection,
-    channel: Channel,
+    pub(crate) channel: Channel,
 }
 
 impl Peer {
-    async fn new(uri: &str) -> Self {
+    pub(crate) async fn new(uri: &str) -> Self {
         let connection = Connection::connect(uri, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(lapin::options::ConfirmSelectOptions::default()).await.unwrap();

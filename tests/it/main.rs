@@ -10,6 +10,7 @@ mod amqps;
 mod apple;
 mod bad_input;
 mod base64;
+mod black_hole;
 #[path = "../../src/bin/demo/broker.rs"]
 mod broker;
 mod broker_restart;
@@ -34,5 +35,7 @@ mod proxy;
 mod reload;
 mod stop;
 mod tidy;
+mod twice;
+mod untaken;
 mod vhost;
 mod worker;

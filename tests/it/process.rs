@@ -85,9 +85,14 @@ impl Process {
         format!("{} said last:\n{}", self.name, lines[lines.len().saturating_sub(25)..].join("\n"))
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it was not awaited yet")
+    }
+
     /// Asks it to stop (SIGTERM).
     pub(crate) fn terminate(&self) {
-        let pid = self.child.id().expect("it was not awaited yet").to_string();
+        let pid = self.pid().to_string();
         let sent = std::process::Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]).status();
         assert!(sent.expect("there is a shell").success(), "{} was not there to be stopped", self.name);
     }

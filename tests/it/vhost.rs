@@ -43,6 +43,41 @@ impl Vhost {
         self.broker.uri_of(&self.name)
     }
 
+    /// The port of plain AMQP.
+    pub(crate) fn port(&self) -> u16 {
+        self.broker.port()
+    }
+
+    /// Makes a quorum queue answer nobody, as when the majority of its nodes is lost: it takes what is published, and
+    /// confirms nothing.
+    pub(crate) async fn suspend(&self, queue: &str) {
+        self.tell(queue, "suspend").await;
+    }
+
+    /// Limits the length of a queue; it refuses what is too much (`basic.nack`).
+    pub(crate) async fn limit(&self, queue: &str, messages: usize) {
+        let definition = format!(r#"{{"max-length":{messages},"overflow":"reject-publish"}}"#);
+        let pattern = format!("^{queue}$");
+        let args = ["set_policy", "-p", &self.name, "--apply-to", "queues", "limit", &pattern, &definition];
+        self.broker.ctl(&args).await.unwrap_or_else(|error| panic!("{queue}: {error}"));
+    }
+
+    /// Takes the limit away.
+    pub(crate) async fn unlimit(&self) {
+        let args = ["clear_policy", "-p", &self.name, "limit"];
+        self.broker.ctl(&args).await.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// It answers again.
+    pub(crate) async fn resume(&self, queue: &str) {
+        self.tell(queue, "resume").await;
+    }
+
+    async fn tell(&self, queue: &str, what: &str) {
+        let tell = format!("ok = sys:{what}('{}_{queue}').", self.name);
+        self.broker.ctl(&["eval", &tell]).await.unwrap_or_else(|error| panic!("{queue}: {error}"));
+    }
+
     /// A `rabbitmqctl list_…` of this virtual host.
     pub(crate) async fn list(&self, what: &str, columns: &[&str]) -> Vec<Value> {
         list(self.broker, &self.name, what, columns).await

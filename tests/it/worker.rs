@@ -186,6 +186,11 @@ impl Worker {
         self.process.lives()
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// What it logged.
     pub(crate) fn log(&self) -> String {
         self.process.stderr()

@@ -1,0 +1,70 @@
+//! What goes missing while a session lives.
+//!
+//! A session begins with a check of the topology. A queue that is deleted later is noticed by its consumer; one that takes
+//! results, or their exchange, only by results that come back or by a channel that is closed. Then somebody looks again,
+//! so that what is missing is named, and that it is back is noticed, too.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::dial::Link;
+use super::topology::{Presence, Thing, Topology};
+use super::{Error, Status};
+use crate::metrics::Metrics;
+
+/// Between two looks.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Shows in the metrics what is there and what is not.
+pub(super) fn show(presence: &Presence, metrics: &Metrics) {
+    for thing in &presence.there {
+        metrics.amqp_missing(thing.name(), false);
+    }
+    // After those that are there: an exchange and a queue may share a name, and one missing is enough.
+    for thing in presence.needed.iter().chain(&presence.optional) {
+        metrics.amqp_missing(thing.name(), true);
+    }
+}
+
+/// Whether something is missing that results need. A queue of invites is for its reader to tell.
+pub(super) fn of_results(presence: &Presence, invites: &[String]) -> bool {
+    let is_invites = |thing: &Thing| matches!(thing, Thing::Queue(name) if invites.contains(name));
+    !presence.needed.iter().all(is_invites)
+}
+
+/// Looks when `doubts` says that results are not taken, and then until nothing that is needed is missing. `link`: the
+/// connection that consumes, which the broker never blocks.
+pub(super) async fn watch(
+    link: &Link,
+    topology: &Topology,
+    invites: &[String],
+    doubts: &Notify,
+    status: &Status,
+    metrics: &Metrics,
+) -> Infallible {
+    let mut told = None;
+    loop {
+        if told.is_none() {
+            doubts.notified().await;
+        }
+        // An error is a connection that is lost, and the session's to tell; or one that may yet answer.
+        if let Ok(presence) = topology.check(link).await {
+            show(&presence, metrics);
+            if of_results(&presence, invites) {
+                let why = Error::Missing(presence.needed).to_string();
+                if told.as_ref() != Some(&why) {
+                    tracing::warn!(amqp.reason = %why, "the broker lacks something that results need");
+                }
+                status.lacking(Some(&why));
+                told = Some(why);
+            } else if told.take().is_some() {
+                tracing::info!("the broker has all again that results need");
+                status.lacking(None);
+            }
+        }
+        sleep(AGAIN).await;
+    }
+}
