@@ -9,10 +9,11 @@ use ringcast::worker::mailbox::Settlement;
 use serde_json::Value;
 
 use crate::broker::Happening;
+use crate::history::History;
 use crate::plan::{Event, Plan, call_id, token};
 use crate::stalled::{at, by_token};
 use crate::tell;
-use crate::world::{History, STARTED_AT};
+use crate::world::STARTED_AT;
 
 /// Prefetched at once.
 const CALLS: u64 = 500;
@@ -43,10 +44,10 @@ fn roads(history: &History) -> BTreeMap<Identity, Road> {
     let mut roads: BTreeMap<Identity, Road> = BTreeMap::new();
     for happening in &history.happenings {
         match happening {
-            Happening::Delivered { at, identity, redelivered } => {
+            Happening::Delivered { at, identity, redelivered, .. } => {
                 roads.entry(*identity).or_default().delivered.push((*at, *redelivered));
             }
-            Happening::Settled { at, identity, settlement } => {
+            Happening::Settled { at, identity, settlement, .. } => {
                 let road = roads.entry(*identity).or_default();
                 match settlement {
                     Settlement::GiveBack => road.given_back.push(*at),

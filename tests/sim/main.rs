@@ -1,7 +1,7 @@
 //! The simulation: seeded worlds of faults on a paused clock, without sockets.
 //!
 //! The real worker, the real pool and the real h2 run against the real simulator over in-memory pipes; only the broker is a
-//! model. Every world first suffers, then heals, and must drain. What must always hold stands in `checks.rs`, not in the
+//! model. Every world first suffers, then heals, and must drain. What must always hold stands in `checks/`, not in the
 //! worlds.
 //!
 //! A failing seed replays with `SIM_SEED=<seed> cargo test --test sim -- --nocapture`; with a fix, it becomes a named
@@ -12,19 +12,23 @@
 mod broker;
 mod checks;
 mod day;
+mod deadly;
 mod giveback;
+mod history;
 mod incident;
 mod named;
 mod network;
 mod plan;
 mod poison;
+mod process;
 mod rotation;
 mod stalled;
 mod world;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use world::History;
+use history::{History, Totals};
 
 /// How many worlds one run tries.
 const SEEDS: u64 = 2_000;
@@ -58,28 +62,43 @@ fn tell(plan: plan::Plan) -> History {
 #[test]
 fn every_world_keeps_the_promises() {
     if let Ok(seed) = std::env::var("SIM_SEED") {
-        let history = hold(seed.parse().expect("SIM_SEED is a number"));
+        let history = world::run(seed.parse().expect("SIM_SEED is a number"));
         println!("{}", history.text());
+        let violations = checks::check(&history);
+        assert!(violations.is_empty(), "{}", violations.join("\n"));
         return;
     }
     // A world has one thread; each core takes its share of them.
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     let share = |core: u64| {
-        let mut totals = world::Totals::default();
+        let (mut totals, mut broken) = (Totals::default(), BTreeMap::new());
         for seed in (core..SEEDS).step_by(usize::try_from(cores).expect("few")) {
-            totals.add(&hold(seed));
+            match try_seed(seed) {
+                Ok(history) => totals.add(&history),
+                Err(violations) => drop(broken.insert(seed, violations)),
+            }
         }
-        totals
+        (totals, broken)
     };
-    let totals = std::thread::scope(|scope| {
+    let (totals, broken) = std::thread::scope(|scope| {
         let cores: Vec<_> = (0..cores).map(|core| scope.spawn(move || share(core))).collect();
-        let mut totals = world::Totals::default();
+        let (mut totals, mut broken) = (Totals::default(), BTreeMap::new());
         for core in cores {
-            totals.merge(core.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            let (its_totals, its_broken) =
+                core.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            totals.merge(its_totals);
+            broken.extend(its_broken);
         }
-        totals
+        (totals, broken)
     });
     println!("{SEEDS} worlds: {totals:?}");
+    if let Some((seed, violations)) = broken.first_key_value() {
+        let seeds: Vec<_> = broken.keys().collect();
+        panic!(
+            "{} worlds break a promise: {seeds:?}\nseed {seed} (replay with SIM_SEED={seed}):\n{violations}",
+            seeds.len()
+        );
+    }
     totals.assert_that_something_happened();
 }
 

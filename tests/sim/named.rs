@@ -4,9 +4,10 @@ use ringcast::simulator::faults::Fault;
 use serde_json::Value;
 
 use crate::broker::Happening;
+use crate::history::History;
 use crate::plan::{Event, Plan, call_id, token};
 use crate::tell;
-use crate::world::{History, STARTED_AT};
+use crate::world::STARTED_AT;
 
 /// The results of a call's devices, an outcome each, in the order of the outcomes.
 fn results(history: &History, call: u64) -> Vec<Vec<String>> {

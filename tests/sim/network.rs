@@ -1,10 +1,12 @@
 //! The network between a worker and Apple: pipes in memory, to as many addresses as the world has.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use ringcast::apns::dial::{BoxedIo, DialError, Dialer, Dialling};
 use ringcast::simulator::Simulator;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
@@ -14,9 +16,15 @@ use tokio::time::{Instant, sleep_until};
 /// Bytes in flight on one pipe.
 const PIPE_BYTES: usize = 64 * 1024;
 
+/// Which worker made each connection that Apple counts.
+pub type Dialled = Arc<Mutex<BTreeMap<u64, u64>>>;
+
 /// The network between one worker process and Apple.
 pub struct Pipes {
     pub simulator: Simulator,
+    /// Who dials.
+    pub worker: u64,
+    pub dialled: Dialled,
     /// Of the worker; without it every pipe breaks.
     pub power: Arc<AtomicBool>,
     /// Whether new connections can be made.
@@ -58,7 +66,12 @@ impl Dialer for Pipes {
                 tokio::spawn(carry(from_them, to_us, self.way));
             }
             let simulator = self.simulator.clone();
-            tokio::spawn(async move { simulator.serve_at(theirs, address).await });
+            let (worker, dialled) = (self.worker, Arc::clone(&self.dialled));
+            tokio::spawn(async move {
+                // It counts the connection as it begins to serve it, which is now.
+                dialled.lock().insert(simulator.connections_total() + 1, worker);
+                simulator.serve_at(theirs, address).await;
+            });
             Box::new(Plug { pipe: ours, power: Arc::clone(&self.power) }) as BoxedIo
         });
         Box::pin(std::future::ready(reached))

@@ -9,6 +9,8 @@ use ringcast::simulator::faults::{
 use ringcast::simulator::{DeviceState, Order, Target};
 use serde_json::{Value, json};
 
+use crate::broker::Habits;
+use crate::deadly::{Deadliness, Dying};
 use crate::network::address;
 
 /// Faults come before this; then everything heals.
@@ -46,10 +48,21 @@ impl Dice {
 }
 
 /// One message to publish.
+#[derive(Clone)]
 pub struct Message {
     pub at: Duration,
     pub amqp_id: Option<String>,
     pub body: Vec<u8>,
+    /// How long the broker keeps it for whoever takes it.
+    pub expires_in: Option<Duration>,
+    /// How often it came back already.
+    pub returned: u32,
+}
+
+impl Message {
+    fn new(at: Duration, amqp_id: Option<String>, body: Vec<u8>) -> Self {
+        Self { at, amqp_id, body, expires_in: None, returned: 0 }
+    }
 }
 
 /// Something that goes wrong at an instant.
@@ -68,8 +81,14 @@ pub enum Event {
     CutBroker,
     /// No new connection to Apple can be made, or it can again.
     Network(bool),
-    /// Results have no queue, or have one again.
-    Bound(bool),
+    /// Results whose routing key begins so have no queue; `None`: all have one.
+    Unbound(Option<&'static str>),
+    /// A memory alarm of the broker's is raised or cleared.
+    Alarm(bool),
+    /// The broker crashes, or its queue loses its leader; or it is back.
+    Away(bool),
+    /// What the broker gave up cannot be read, or can be again.
+    ExpiredGone(bool),
     /// The worker is killed and another one starts.
     Kill,
     /// The worker is stopped in good order and another one starts.
@@ -97,8 +116,11 @@ pub struct Plan {
     pub sandbox: bool,
     pub max_streams: u32,
     pub expiration_max: Duration,
-    /// How likely the broker refuses a result.
-    pub nack_probability: f64,
+    /// How the broker behaves.
+    pub broker: Habits,
+    /// How many workers there are at a time.
+    pub workers: usize,
+    pub deaths: Vec<Deadliness>,
 }
 
 impl Plan {
@@ -119,7 +141,9 @@ impl Plan {
             sandbox: false,
             max_streams: 100,
             expiration_max: Duration::ZERO,
-            nack_probability: 0.0,
+            broker: Habits::default(),
+            workers: 1,
+            deaths: Vec::new(),
         }
     }
 
@@ -152,11 +176,7 @@ impl Plan {
             "call_id": call_id(call), "app": "acme", "deadline": instant(deadline), "devices": devices,
         });
         let at = Duration::from_millis(at);
-        self.messages.push(Message {
-            at,
-            amqp_id: Some(copy.to_owned()),
-            body: body.to_string().into_bytes(),
-        });
+        self.messages.push(Message::new(at, Some(copy.to_owned()), body.to_string().into_bytes()));
         self
     }
 
@@ -168,7 +188,7 @@ impl Plan {
             "payload": { "filler": "x".repeat(bytes) }, "devices": [{ "token": token(call) }],
         });
         let at = Duration::from_millis(at);
-        self.messages.push(Message { at, amqp_id: None, body: body.to_string().into_bytes() });
+        self.messages.push(Message::new(at, None, body.to_string().into_bytes()));
         self
     }
 
@@ -202,32 +222,34 @@ pub fn plan(seed: u64, started_at: i64) -> Plan {
         let often = When { probability: 0.6, ..When::default() };
         events.push((Duration::ZERO, Event::Apple(Fault::answer(503, "ServiceUnavailable").when(often))));
     }
-    for call in 0..15 + dice.pick(30) {
+    // In some worlds whoever publishes tells the broker how long it is worth keeping.
+    let expiring = dice.chance(0.3);
+    let calls = 15 + dice.pick(30);
+    for call in 0..calls {
         let at = dice.millis(0, 30_000);
         let amqp_id = dice.chance(0.8).then(|| format!("m-{call}"));
         let body = invite(&dice, call, at, started_at, ring_for_max);
+        let expires_in = (expiring && dice.chance(0.7)).then(|| dice.millis(0, 4_000));
+        let returned = if dice.chance(0.03) { 18 + u32::try_from(dice.pick(3)).unwrap_or(0) } else { 0 };
+        let message = Message { expires_in, returned, ..Message::new(at, amqp_id, body) };
         if dice.chance(0.1) {
             let again = at + dice.millis(0, 3_000);
-            messages.push(Message { at: again, amqp_id: amqp_id.clone(), body: body.clone() });
+            messages.push(Message { at: again, ..message.clone() });
         }
-        messages.push(Message { at, amqp_id, body });
+        messages.push(message);
     }
     messages.sort_by_key(|message| message.at);
     for _ in 0..dice.pick(10) {
         events.push((dice.millis(0, 35_000), event(&dice)));
     }
-    if dice.chance(0.3) {
-        let from = dice.millis(0, 25_000);
-        events.push((from, Event::Bound(false)));
-        events.push((from + dice.millis(500, 10_000), Event::Bound(true)));
-    }
+    events.extend(weather(&dice));
     events.sort_by_key(|(at, _)| *at);
     let connections = 1 + usize::try_from(dice.pick(3)).unwrap_or(1);
     Plan {
         messages,
         events,
         devices,
-        prefetch: 1 + usize::try_from(dice.pick(16)).unwrap_or(1),
+        prefetch: prefetch(&dice),
         connections,
         connections_max: connections + usize::try_from(dice.pick(4)).unwrap_or(1),
         way: Duration::ZERO,
@@ -238,8 +260,57 @@ pub fn plan(seed: u64, started_at: i64) -> Plan {
         sandbox: dice.chance(0.2),
         max_streams: 1 + u32::try_from(dice.pick(8)).unwrap_or(1),
         expiration_max: if dice.chance(0.3) { dice.millis(0, 20_000) } else { Duration::ZERO },
-        nack_probability: if dice.chance(0.2) { 0.2 } else { 0.0 },
+        broker: Habits::draw(&dice),
+        workers: if dice.chance(0.3) { 2 } else { 1 },
+        deaths: if dice.chance(0.15) { deaths(&dice, calls) } else { Vec::new() },
     }
+}
+
+fn prefetch(dice: &Dice) -> usize {
+    let prefetch = match dice.pick(10) {
+        0 => 1,
+        1 => 100 + dice.pick(400),
+        _ => 1 + dice.pick(16),
+    };
+    usize::try_from(prefetch).unwrap_or(1)
+}
+
+/// What happens to the broker itself, each for a while.
+fn weather(dice: &Dice) -> Vec<(Duration, Event)> {
+    let mut events = Vec::new();
+    let mut spell = |probability, longest, from: Event, until: Event| {
+        if dice.chance(probability) {
+            let begins = dice.millis(0, 25_000);
+            events.push((begins, from));
+            events.push((begins + dice.millis(500, longest), until));
+        }
+    };
+    let unbound = match dice.pick(3) {
+        0 => "",
+        1 => "outcome",
+        _ => "invalid_token",
+    };
+    spell(0.25, 10_000, Event::Unbound(Some(unbound)), Event::Unbound(None));
+    spell(0.2, 14_000, Event::Alarm(true), Event::Alarm(false));
+    spell(0.1, 14_000, Event::Away(true), Event::Away(false));
+    spell(0.1, 5_000, Event::Away(true), Event::Away(false));
+    spell(0.1, 14_000, Event::ExpiredGone(true), Event::ExpiredGone(false));
+    events
+}
+
+/// Calls whose handlers die: once, as of an accident, or every time.
+fn deaths(dice: &Dice, calls: u64) -> Vec<Deadliness> {
+    (0..=dice.pick(3))
+        .map(|_| Deadliness {
+            call: call_id(dice.pick(calls)),
+            times: if dice.chance(0.4) { 1 } else { u32::MAX },
+            dying: match dice.pick(3) {
+                0 => Dying::Before,
+                1 => Dying::Meanwhile(dice.millis(0, 200)),
+                _ => Dying::After,
+            },
+        })
+        .collect()
 }
 
 fn device_state(number: u64, started_at: i64) -> Option<DeviceState> {

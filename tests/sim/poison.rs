@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::broker::{Broker, Happening, Message, Order};
+use crate::broker::{Broker, Habits, Happening, Line, Message, Order, Phase, keep};
 use crate::plan::{call_id, token};
 use crate::world::{STARTED_AT, acme};
 
@@ -88,6 +88,7 @@ fn message(call: u64, returned: u32) -> Message {
         body: invite.to_string().into(),
         redelivered: returned > 0,
         returned,
+        ..Message::default()
     }
 }
 
@@ -111,7 +112,7 @@ async fn work(messages: &[Message]) -> Story {
         attempts_max: 3,
         answer_grace: Duration::from_secs(1),
     };
-    let (outbox, mut postings) = outbox(2 * PREFETCH);
+    let (outbox, postings) = outbox(2 * PREFETCH);
     let worker = Worker::new(
         gateway.clone(),
         settings,
@@ -124,18 +125,16 @@ async fn work(messages: &[Message]) -> Story {
         Arc::clone(&metrics),
         Jitter::seeded(1),
     );
-    let broker = Broker::new(1, 0.0);
+    let broker = Broker::new(1, Habits::default());
     for message in messages {
         broker.publish(message.clone());
     }
-    let (deliveries, delivered) = mpsc::channel(PREFETCH);
+    let (deliveries, delivered) = mpsc::channel(2 * PREFETCH);
     let (stop, stopped) = watch::channel(false);
-    let (order, orders) = watch::channel(Order::Run);
+    let (order, orders) = watch::channel(Order::default());
     let working = tokio::spawn(worker::run(Arc::new(worker), delivered, stopped));
-    let session = tokio::spawn({
-        let broker = broker.clone();
-        async move { broker.session(PREFETCH, &deliveries, &mut postings, orders).await }
-    });
+    let line = Line { worker: 0, prefetch: PREFETCH, deliveries, postings };
+    let session = tokio::spawn(keep(broker.clone(), line, orders));
     let drained = timeout(Duration::from_secs(30), async {
         while !broker.is_empty() {
             sleep(Duration::from_millis(10)).await;
@@ -144,7 +143,7 @@ async fn work(messages: &[Message]) -> Story {
     assert!(drained.await.is_ok(), "the queue is not empty: {:?}", broker.happenings());
     stop.send_replace(true);
     working.await.expect("the worker lives");
-    order.send_replace(Order::Cut);
+    order.send_modify(|order| order.phase = Phase::Close);
     session.await.expect("the broker lives");
     let pushes = gateway.0.lock().clone();
     Story { happenings: broker.happenings(), pushes, metrics: metrics.render() }

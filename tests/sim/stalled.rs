@@ -10,10 +10,11 @@ use ringcast::simulator::{Order, Record, Target};
 use serde_json::Value;
 
 use crate::broker::Happening;
+use crate::history::History;
 use crate::network::address;
 use crate::plan::{Event, Plan, token};
 use crate::tell;
-use crate::world::{History, REQUEST_TIMEOUT, STARTED_AT};
+use crate::world::{REQUEST_TIMEOUT, STARTED_AT};
 
 const MS: Duration = Duration::from_millis(1);
 
