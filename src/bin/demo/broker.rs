@@ -11,11 +11,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio, id};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,18 +24,16 @@ use tokio::time::{Instant, sleep, timeout};
 // By its path: this file has two parents, in two folders.
 #[path = "installed.rs"]
 mod installed;
+#[path = "ports.rs"]
+mod ports;
 use installed::Installed;
+pub(crate) use ports::Ports;
 
 /// Usually three seconds; a machine that compiles at the same time needs many more.
 const READY_WITHIN: Duration = Duration::from_mins(2);
 const STOPPED_WITHIN: Duration = Duration::from_mins(1);
 const CTL_WITHIN: Duration = Duration::from_mins(1);
 const POLL_EVERY: Duration = Duration::from_millis(50);
-
-/// Below the ports that Linux hands out by itself (32768 and up), so that no outgoing connection takes one of ours.
-const PORTS_FIRST: u16 = 20_000;
-const PORTS_BLOCK: u16 = 20;
-const PORTS_BLOCKS: u16 = 600;
 
 /// "AMQP", 0, 0-9-1: what a client says first (AMQP 0-9-1, 4.2.2).
 const PROTOCOL_HEADER: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
@@ -80,7 +77,7 @@ pub(crate) enum Error {
     #[error("{}: there is no RabbitMQ in {}; tests/broker makes such folders", installed::VARIABLE, .0.display())]
     NoBroker(PathBuf),
     /// Every block of ports is in use.
-    #[error("no block of {PORTS_BLOCK} free ports from {PORTS_FIRST} on")]
+    #[error("every block of ports is in use")]
     NoPorts,
     /// The node ended by itself while it was awaited.
     #[error("the broker ended while it started ({status}); its last words:\n{log}")]
@@ -173,7 +170,7 @@ impl Broker {
             .spawn()
             .map_err(io_error("start the broker's guardian"))?;
         // From here on every way out goes through `drop`, and so through the guardian.
-        let mapper = ports.first + 2;
+        let mapper = ports.mapper();
         let broker = Self { installed, folder, ports, mapper, tls: tls.is_some(), node: None, guardian };
         broker.write_configuration(tls)?;
         Ok(Some(broker))
@@ -451,46 +448,6 @@ pub(crate) fn note_user() -> Result<(), Error> {
     noted
         .and_then(|mut file| file.write_all(format!("{test}\n").as_bytes()))
         .map_err(io_error("note who uses a broker"))
-}
-
-/// A block of ports that nobody else has: taken by listening on its last one for as long as it is used.
-#[derive(Debug)]
-pub(crate) struct Ports {
-    /// The first of [`PORTS_BLOCK`]; all but the last are free to use.
-    pub(crate) first: u16,
-    _claim: TcpListener,
-}
-
-impl Ports {
-    /// Finds a block; `None` when there is none.
-    pub(crate) fn claim() -> Option<Self> {
-        static NEXT: AtomicU16 = AtomicU16::new(0);
-        // Processes that start at the same time begin to look at different places.
-        let start = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)) + id().wrapping_mul(37);
-        (0..u32::from(PORTS_BLOCKS)).find_map(|step| {
-            let block = start.wrapping_add(step) % u32::from(PORTS_BLOCKS);
-            let first = PORTS_FIRST + PORTS_BLOCK * u16::try_from(block).ok()?;
-            let claim = listen(first + PORTS_BLOCK - 1)?;
-            let free = (first..first + PORTS_BLOCK - 1).all(|port| listen(port).is_some());
-            free.then_some(Self { first, _claim: claim })
-        })
-    }
-
-    fn amqp(&self) -> u16 {
-        self.first
-    }
-
-    fn distribution(&self) -> u16 {
-        self.first + 1
-    }
-
-    fn amqps(&self) -> u16 {
-        self.first + 3
-    }
-}
-
-fn listen(port: u16) -> Option<TcpListener> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()
 }
 
 fn io_error(doing: &str) -> impl FnOnce(io::Error) -> Error {
