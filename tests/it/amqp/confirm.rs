@@ -74,16 +74,10 @@ async fn a_deleted_results_exchange_costs_no_session_and_is_named() {
     let peer = Peer::new(&vhost.uri()).await;
     let held = hold_one(&mut rig, &peer).await;
     peer.channel.exchange_delete("ringcast.results".into(), ExchangeDeleteOptions::default()).await.unwrap();
-    let publish = |n: usize| rig.outbox.publish(result(&format!("r-{n}"), "outcome.acme"));
-    for fate in join_all((0..MANY).map(publish)).await {
-        let why = why(fate);
-        assert!(
-            why.contains("no exchange 'ringcast.results'") || why.contains("the channel is closed"),
-            "{why}"
-        );
+    for n in 0..3 {
+        let why = why(rig.outbox.publish(result(&format!("r-{n}"), "outcome.acme")).await);
+        assert!(why.contains("no exchange 'ringcast.results'"), "{why}");
     }
-    let why = why(publish(0).await);
-    assert!(why.contains("no exchange 'ringcast.results'"), "{why}");
     let missing =
         "exchange ringcast.results is missing: run `ringcast topology declare` or set amqp.declare = true";
     rig.await_state(|state| *state == State::Lacking { reason: missing.into() }).await;
@@ -93,6 +87,37 @@ async fn a_deleted_results_exchange_costs_no_session_and_is_named() {
     rig.await_metric("ringcast_amqp_missing{name=\"ringcast.results\"} 0").await;
     assert_eq!(rig.outbox.publish(result("r", "outcome.acme")).await, Ok(()));
     settle_held(held, rig, &peer).await;
+}
+
+/// Where many are on their way, the client library's word that it heard of the closed channel may overtake them, and the
+/// broker closes the connection over what then comes on no channel. So a session may be lost, and nothing else.
+#[tokio::test]
+async fn a_deleted_results_exchange_lets_none_of_many_pass_for_taken() {
+    let vhost = Vhost::new().await;
+    let rig = Rig::start_consuming(settings(vhost.uri()), 10).await;
+    let peer = Peer::new(&vhost.uri()).await;
+    peer.channel.exchange_delete("ringcast.results".into(), ExchangeDeleteOptions::default()).await.unwrap();
+    let publish = |n: usize| rig.outbox.publish(result(&format!("r-{n}"), "outcome.acme"));
+    for fate in join_all((0..MANY).map(publish)).await {
+        match fate {
+            Err(PublishError::Lost) => {}
+            other => {
+                let why = why(other);
+                let told =
+                    ["no exchange 'ringcast.results'", "the channel is closed", "the connection is closed"];
+                assert!(told.iter().any(|word| why.contains(word)), "{why}");
+            }
+        }
+    }
+    supervisor::declare(&settings(vhost.uri())).await.unwrap();
+    rig.await_consuming().await;
+    let mut fates = 0;
+    while rig.outbox.publish(result("r", "outcome.acme")).await.is_err() {
+        fates += 1;
+        assert!(fates < 100, "with the exchange back, results are taken");
+    }
+    assert_eq!(peer.ready("ringcast.outcomes").await, 1);
+    rig.stop().await;
 }
 
 #[tokio::test]
