@@ -3,6 +3,8 @@
     client.py URI publish QUEUE                 messages from standard input, confirmed; prints {"confirmed": n}
     client.py URI read QUEUE COUNT LIMIT        takes COUNT messages within LIMIT seconds, prints each
     client.py URI await QUEUE COUNT LIMIT       waits until at least COUNT messages lie in QUEUE; prints {"ready": n}
+    client.py URI,URI tide                      publishes each message when its line comes, again until it is confirmed, at
+                                                whichever broker there is; prints {"confirmed": its "id", "tries": n} for each
 
 A message is {"body": base64, "exchange", "routing_key", "redelivered", "properties": {...}}. Nothing is skipped: what
 cannot be done ends the process with a sentence on standard error and status 1.
@@ -105,6 +107,34 @@ def publish(uri, queue):
     emit({"confirmed": Publisher(uri, queue, messages).run() if messages else 0})
 
 
+def tide(uris):
+    uris = uris.split(",")
+    channel = None
+    for line in sys.stdin:
+        message = json.loads(line)
+        body = base64.b64decode(message["body"])
+        properties = pika.BasicProperties(delivery_mode=2, **message["properties"])
+        tries = 0
+        confirmed = False
+        while not confirmed:
+            try:
+                if channel is None:
+                    channel = pika.BlockingConnection(parameters(uris[0])).channel()
+                    channel.confirm_delivery()
+                tries += 1
+                # Returns when it is confirmed.
+                channel.basic_publish("", message["routing_key"], body, properties, mandatory=True)
+                confirmed = True
+            except (pika.exceptions.UnroutableError, pika.exceptions.NackError):
+                time.sleep(0.05)
+            except (pika.exceptions.AMQPError, OSError):
+                channel = None
+                uris = uris[1:] + uris[:1]
+                time.sleep(0.05)
+        emit({"confirmed": message["id"], "tries": tries})
+        sys.stdout.flush()
+
+
 def read(uri, queue, count, limit):
     count, until = int(count), time.monotonic() + float(limit)
     taken = 0
@@ -155,14 +185,14 @@ def emit(value):
     print(json.dumps(value, default=str), flush=False)
 
 
-COMMANDS = {"publish": publish, "read": read, "await": await_depth}
+COMMANDS = {"publish": publish, "read": read, "await": await_depth, "tide": tide}
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4 or sys.argv[2] not in COMMANDS:
+    if len(sys.argv) < 3 or sys.argv[2] not in COMMANDS:
         sys.exit(__doc__)
     try:
         COMMANDS[sys.argv[2]](sys.argv[1], *sys.argv[3:])
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except (TypeError, pika.exceptions.AMQPError, OSError) as error:
         sys.exit(f"client.py: {sys.argv[2]}: {error!r}")
     sys.stdout.flush()
     # Past whatever pika would still wait for.

@@ -87,9 +87,8 @@ pub(crate) async fn depth(uri: &str, queue: &str) -> usize {
 }
 
 async fn run(args: &[&str], input: Vec<u8>) -> Vec<Value> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut child = Command::new(python())
-        .arg(root.join("tests/it/client.py"))
+        .arg(program())
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -107,8 +106,13 @@ async fn run(args: &[&str], input: Vec<u8>) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("client.py prints JSON lines")).collect()
 }
 
+/// `client.py`.
+pub(crate) fn program() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/client.py")
+}
+
 /// The Python that has pika.
-fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     let python = std::env::var_os("RINGCAST_TEST_PYTHON")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python"), PathBuf::from);
     assert!(

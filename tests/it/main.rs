@@ -33,6 +33,7 @@ mod plan;
 mod process;
 mod proxy;
 mod reload;
+mod soak;
 mod stop;
 mod tidy;
 mod twice;

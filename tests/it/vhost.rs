@@ -105,6 +105,18 @@ pub(crate) async fn start_broker() -> Broker {
     }
 }
 
+/// Closes those connections to a node whose name begins so.
+pub(crate) async fn close_connections(broker: &Broker, name: &str) {
+    let close = format!(
+        "[rabbit_networking:close_connection(P, \"test\") || [{{pid, P}}, {{client_properties, C}}] <- \
+         rabbit_networking:connection_info_all([pid, client_properties]), \
+         case lists:keyfind(<<\"connection_name\">>, 1, C) of \
+         {{_, _, N}} -> binary:match(N, <<\"{name}\">>) =:= {{0, {}}}; false -> false end].",
+        name.len()
+    );
+    broker.ctl(&["eval", &close]).await.unwrap_or_else(|error| panic!("{error}"));
+}
+
 #[tokio::test]
 async fn the_broker_is_the_one_that_was_asked_for() {
     let vhost = Vhost::new().await;

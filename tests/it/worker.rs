@@ -172,8 +172,13 @@ impl Worker {
 
     /// Waits for the end of one that was told to stop.
     pub(crate) async fn await_stopped(&mut self) {
-        let status = self.process.ended(GRACE).await;
-        assert_eq!(status.code(), Some(0), "a stop that finished everything; {}", self.process.last_words());
+        let code = self.await_end().await;
+        assert_eq!(code, Some(0), "a stop that finished everything; {}", self.process.last_words());
+    }
+
+    /// The same for one that need not finish everything, and gives its exit code.
+    pub(crate) async fn await_end(&mut self) -> Option<i32> {
+        self.process.ended(GRACE).await.code()
     }
 
     /// Kills it.

@@ -1,0 +1,94 @@
+//! The workers, and what happens to their processes: they are killed, or told to stop, and started again.
+
+use std::fmt;
+use std::time::Duration;
+
+use ringcast::pause::Jitter;
+use tokio::sync::watch::Receiver;
+use tokio::time::timeout;
+
+use super::WORKERS;
+use crate::place::Place;
+use crate::worker::{Config, Worker};
+
+/// Two workers, one of which is always left alone.
+pub(super) struct Watch<'a> {
+    place: &'a Place,
+    configs: &'a [Config; 2],
+    workers: [Worker; 2],
+    killed: usize,
+    stopped: usize,
+    /// Told to stop and ended with something unsettled, since the broker was away or Apple silent.
+    overdue: usize,
+}
+
+impl<'a> Watch<'a> {
+    /// Starts both and waits until they are ready.
+    pub(super) async fn start(place: &'a Place, configs: &'a [Config; 2]) -> Self {
+        let start = |number: usize| Worker::start(place, &configs[number], WORKERS[number]);
+        let mut workers = [start(0), start(1)];
+        for worker in &mut workers {
+            worker.await_ready().await;
+        }
+        Self { place, configs, workers, killed: 0, stopped: 0, overdue: 0 }
+    }
+
+    /// Ends and starts one after the other until it is over. Both run at the end.
+    pub(super) async fn disturb(&mut self, dice: Jitter, mut over: Receiver<bool>) {
+        for turn in 0.. {
+            let calm = Duration::from_secs_f64(1.0 + 4.0 * dice.draw());
+            if timeout(calm, over.wait_for(|over| *over)).await.is_ok() {
+                return;
+            }
+            let number = turn % WORKERS.len();
+            let worker = &mut self.workers[number];
+            if dice.draw() < 0.5 {
+                worker.kill().await;
+                self.killed += 1;
+            } else {
+                worker.tell_to_stop();
+                self.stopped += 1;
+                self.overdue += usize::from(worker.await_end().await != Some(0));
+            }
+            self.workers[number] = Worker::start(self.place, &self.configs[number], WORKERS[number]);
+        }
+    }
+
+    pub(super) async fn await_ready(&mut self) {
+        for worker in &mut self.workers {
+            worker.await_ready().await;
+        }
+    }
+
+    /// How many deliveries both hold.
+    pub(super) async fn unsettled(&self) -> f64 {
+        let mut sum = 0.0;
+        for worker in &self.workers {
+            sum += worker.metric("ringcast_amqp_unsettled").await.unwrap_or_default();
+        }
+        sum
+    }
+
+    /// Stops both: nothing is held, so they end well.
+    pub(super) async fn stop(&mut self) {
+        for worker in &mut self.workers {
+            worker.stop().await;
+        }
+    }
+
+    pub(super) fn log(&self) -> String {
+        let tail = |worker: &Worker| {
+            let log = worker.log();
+            let lines: Vec<&str> = log.lines().collect();
+            lines[lines.len().saturating_sub(20)..].join("\n")
+        };
+        self.workers.iter().map(tail).collect::<Vec<_>>().join("\n\n")
+    }
+}
+
+impl fmt::Display for Watch<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { killed, stopped, overdue, .. } = self;
+        write!(formatter, "{killed} killed, {stopped} stopped ({overdue} of these with something unsettled)")
+    }
+}
