@@ -1,8 +1,8 @@
 //! A connection to the broker: DNS, TCP, TLS and the AMQP handshake within limits, and an end that is certain.
 //!
 //! A cluster has several hosts, and a host's name several addresses. They are tried in turn, each from TCP to the end of the
-//! AMQP handshake: a silent one gets its [`HEAD_START`] and then company, so that neither it nor a slow name server uses up
-//! the time of the others, and a slow one, as after a restart of everything, still has the whole [`LIMIT`].
+//! AMQP handshake: a silent one gets its `HEAD_START` and then company, so that neither it nor a slow name server uses up
+//! the time of the others, and a slow one, as after a restart of everything, still has the whole `LIMIT`.
 
 use std::io;
 use std::net::SocketAddr;
