@@ -157,7 +157,7 @@ impl Metrics {
             ),
             credential_reloads: declare.counters(
                 "ringcast_credential_reloads_total",
-                "Changes of keys, certificates, trust roots or the configuration file that were noticed: `taken` over, or `refused` for a mistake.",
+                "Changes of keys, certificates, trust roots, the broker's settings or the configuration file that were noticed: `taken` over, or `refused` for a mistake.",
                 &["result"],
             ),
             token_events: declare.counters(
@@ -176,7 +176,7 @@ impl Metrics {
             ),
             amqp_unsettled: declare.gauge(
                 "ringcast_amqp_unsettled",
-                "Deliveries held and not yet settled; the prefetch is their limit.",
+                "Deliveries held and not yet settled; the prefetch is their limit, together with the one before while it changes.",
             ),
             amqp_publishes: declare.counters(
                 "ringcast_amqp_publishes_total",

@@ -1,11 +1,11 @@
 //! RabbitMQ: moves bytes, knows no invites.
 //!
-//! A **session** is two connections (one to consume, one to publish), their channels and consumers, as one unit:
-//! [`supervisor`] builds it whole, and when any part of it ends, tears all of it down and builds it anew. The client
-//! library's own recovery stays off, because it leaves consumers that wait for ever. [`dial`] makes a connection, to the `host`
-//! whose turn it is, [`topology`] knows every queue and exchange, `reader` keeps each queue being read, by an `inbox` that
-//! consumes and settles on `terms` that may change, `outbox` publishes, `absence` notices what goes missing. Towards the
-//! worker there are only the two flows of `worker::mailbox`.
+//! A **session** is two connections (one to consume, one to publish) and what goes over them: [`supervisor`] builds it whole,
+//! and when one of the two is lost, tears all of it down and builds it anew. A channel that is lost costs its queue or its lane
+//! alone. The client library's own recovery stays off, because it leaves consumers that wait for ever. [`dial`] makes a
+//! connection, to the `host` whose turn it is, [`topology`] knows every queue and exchange, `reader` keeps each queue being
+//! read, by an `inbox` that consumes and settles on `terms` that may change, `outbox` publishes, `absence` notices what goes
+//! missing. Towards the worker there are only the two flows of `worker::mailbox`.
 
 mod absence;
 mod describe;

@@ -1,6 +1,6 @@
 //! Keeps a session with the broker, whatever happens to it, and stops it in order.
 //!
-//! A session ends as a whole, when a connection is lost. Everything is then built anew after a pause. What was posted and not
+//! A session ends when one of its connections is lost. Everything is then built anew after a pause. What was posted and not
 //! taken yet stays for the next session. What goes wrong with one queue, or a confirm that is overdue, ends no session, see
 //! `reader.rs` and `outbox.rs`.
 //!
@@ -337,7 +337,7 @@ impl Signs {
             Some(Event::ConnectionBlocked(reason)) => {
                 tracing::warn!(amqp.reason = %reason, "the broker takes no publications for now");
                 self.metrics.amqp_blocked(true);
-                self.status.blocked(Some(format!("the broker takes no publications: {reason}")));
+                self.status.blocked(Some(reason.to_string()));
                 Ok(())
             }
             Some(Event::ConnectionUnblocked) => {

@@ -112,6 +112,8 @@ impl Value {
             Self::Text(text) | Self::Raw(text) => format!("\"{text}\""),
             Self::Integer(number) => number.unwrap_or_default().to_string(),
             Self::Boolean(boolean) => boolean.to_string(),
+            // Nothing would not show how one is written.
+            Self::List(values) if values.is_empty() => "[\"one\", \"another\"]".to_owned(),
             Self::List(values) => {
                 format!("[{}]", values.iter().map(Self::literal).collect::<Vec<_>>().join(", "))
             }

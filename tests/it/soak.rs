@@ -4,7 +4,8 @@
 //! connections, raises a memory alarm, loses the outcomes' binding, cancels a consumer; workers are killed and stopped.
 //! Then all of it heals, and nothing may be missing, rung late, or rung twice without a reason that the contract knows.
 //!
-//! Every kind of trouble comes at least once. `SOAK_SECONDS` makes it longer, `SOAK_SEED` repeats one: the same faults in the same order, though not the same instants.
+//! Every kind of trouble comes at least once. `SOAK_SECONDS` makes it longer, `SOAK_SEED` repeats one: the same faults in the
+//! same order, though not at the same instants.
 
 mod account;
 mod fault;

@@ -42,6 +42,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[amqp]\nuri = \"http://a:b@c/x\"\nca_file = \"{folder}/ca.pem\"", "amqp.uri (c.toml:5): has a scheme other than amqp and amqps"),
     ("[amqp]\nca_file = \"{folder}/ca.pem\"", "amqp.ca_file (c.toml:5): is set, but the broker's URI is amqp://, without TLS"),
     ("[amqp]\nhosts = [\"b\", \"amqp://c\"]", "amqp.hosts (c.toml:5): entry 2, \"amqp://c\", is more than a host; scheme, login, vhost and parameters are amqp.uri's: give HOST or HOST:PORT"),
+    ("[amqp]\nhosts = \"b\"", "amqp.hosts (c.toml:5): is the text \"b\", but a list of texts is wanted; as in hosts = [\"one\", \"another\"]"),
     ("[amqp]\nhosts = [\"b:0\"]", "amqp.hosts (c.toml:5): entry 1, \"b:0\", has no port from 1 to 65535 after its host; give"),
     ("[amqp]\nhosts = [\"::1\"]", "amqp.hosts (c.toml:5): entry 1, \"::1\", has no port from 1 to 65535 after its host; give"),
     ("[amqp]\nhosts = [\"[b]\"]", "amqp.hosts (c.toml:5): entry 1, \"[b]\", holds no host name or address; give"),
