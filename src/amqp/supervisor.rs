@@ -337,7 +337,7 @@ impl Signs {
             Some(Event::ConnectionBlocked(reason)) => {
                 tracing::warn!(amqp.reason = %reason, "the broker takes no publications for now");
                 self.metrics.amqp_blocked(true);
-                self.status.blocked(Some(reason.to_string()));
+                self.status.blocked(Some(reason.clone()));
                 Ok(())
             }
             Some(Event::ConnectionUnblocked) => {

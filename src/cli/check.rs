@@ -78,7 +78,12 @@ pub fn summarise(config: &Config) -> String {
         line(format!("apns proxy: {} port {}{login}", proxy.place.host, proxy.place.port));
     }
     line(format!("amqp: {}", describe_broker(config)));
-    line(format!("invites from: {}, {} at once", config.amqp.invites.join(", "), config.amqp.prefetch));
+    let priority = match config.amqp.consumer_priority {
+        0 => String::new(),
+        priority => format!(", consumer priority {priority}"),
+    };
+    let queues = config.amqp.invites.join(", ");
+    line(format!("invites from: {queues}, {} at once{priority}", config.amqp.prefetch));
     let copies = if config.amqp.live { ", copied to ringcast.live" } else { "" };
     line(format!("results to: {}{copies}", config.amqp.results_exchange));
     line(format!("worker: {}", config.worker.name));
@@ -143,6 +148,7 @@ mod tests {
             ("HOSTNAME", "ringcast-7c9f"),
             ("RINGCAST__AMQP__URI", "amqps://me:hush@broker/calls"),
             ("RINGCAST__AMQP__HOSTS", r#"["broker-2", "broker-3:5673"]"#),
+            ("RINGCAST__AMQP__CONSUMER_PRIORITY", "-5"),
             ("RINGCAST__APNS__PROXY", "http://proxy.internal:3128"),
             ("RINGCAST__APNS__PROXY_CREDENTIALS_FILE", &login),
             ("RINGCAST__APPS__ACME__BUNDLE_ID", "com.acme.voice"),
@@ -163,7 +169,7 @@ mod tests {
              apns sandbox: api.sandbox.push.apple.com port 443\n\
              apns proxy: proxy.internal port 3128, with a login\n\
              amqp: amqps://me:***@broker:5671, vhost \"calls\", or broker-2, broker-3:5673\n\
-             invites from: ringcast.invites, 500 at once\n\
+             invites from: ringcast.invites, 500 at once, consumer priority -5\n\
              results to: ringcast.results\n\
              worker: ringcast-7c9f\n\
              admin: 0.0.0.0:9090\n"

@@ -165,7 +165,7 @@ pub enum PublishError {
     #[error("the broker returned it: {0}")]
     Returned(String),
     /// The broker refused it (`basic.nack`). The same publication may be tried again.
-    #[error("the broker refused it")]
+    #[error("the broker refused it: its queue is full, or has no leader now")]
     Nacked,
     /// The broker did not answer, though the connection lives: the limit passed, or the channel was closed over this or
     /// another publication. It may or may not have it; the same publication may be tried again.

@@ -99,8 +99,8 @@ impl Attempt<'_> {
                 amqp.message_id = publication.message_id,
                 kind = publication.kind,
                 error = %error,
-                "results are not taken; their invites stay unacknowledged until `ringcast topology declare` or the \
-                 like mends it"
+                "results are not taken; their invites stay unacknowledged until that is mended (what is missing, \
+                 `ringcast topology declare` makes)"
             );
         }
     }

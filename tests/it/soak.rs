@@ -1,8 +1,9 @@
 //! Calls, one after another, while everything goes wrong at the broker's edge that can: an account is drawn up at the end.
 //!
 //! Two workers answer a steady tide of calls over a real broker. At random moments the broker is stopped, killed, closes
-//! connections, raises a memory alarm, loses the outcomes' binding, cancels a consumer; workers are killed and stopped.
-//! Then all of it heals, and nothing may be missing, rung late, or rung twice without a reason that the contract knows.
+//! connections, raises a memory alarm, loses the outcomes' binding, cancels a consumer; workers are killed and stopped. The
+//! same comes to a cluster of three, one node at a time. Then all of it heals, and nothing may be missing, rung late, or rung
+//! twice without a reason that the contract knows.
 //!
 //! Every kind of trouble comes at least once. `SOAK_SECONDS` makes it longer, `SOAK_SEED` repeats one: the same faults in the
 //! same order, though not at the same instants.

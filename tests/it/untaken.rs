@@ -46,7 +46,7 @@ impl Stage {
         Self { place, vhost, config, apple, worker, peer, plan: Plan::new(invites, salt) }
     }
 
-    /// Publishes the load into the trouble, and waits until the worker holds all that it may and says `why` not more.
+    /// Publishes the load into the trouble, and waits until the worker holds all that it may and says `why` it takes no more.
     async fn endure(&mut self, why: &str) {
         client::publish(&self.vhost.uri(), "ringcast.invites", &self.plan.messages()).await;
         let says = |status: u16, text: &str| {
