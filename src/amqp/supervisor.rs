@@ -144,6 +144,9 @@ impl Keeper {
         for role in ROLES {
             self.metrics.amqp_connected(role, false);
         }
+        for queue in queues(&self.settings.borrow()) {
+            self.metrics.amqp_reading(queue, false);
+        }
         let mut failures = 0;
         while phase_of(&self.phase) != Phase::Closing {
             let began = Instant::now();
@@ -288,13 +291,7 @@ impl Keeper {
 
     /// One for each queue; none from [`Phase::Draining`] on.
     fn readers<'a>(&self, link: &'a Link) -> impl Iterator<Item = Reader<'a>> {
-        let queues = self
-            .settings
-            .borrow()
-            .invites
-            .iter()
-            .map(String::as_str)
-            .chain([EXPIRED])
+        let queues = queues(&self.settings.borrow())
             .map(|queue| (queue.to_owned(), self.diary.optional.contains(&Thing::Queue(queue.to_owned()))))
             .collect::<Vec<_>>();
         let deliveries = self.deliveries.as_ref().map(mpsc::Sender::downgrade);
@@ -311,6 +308,11 @@ impl Keeper {
             })
         })
     }
+}
+
+/// The queues that are read.
+fn queues(settings: &Settings) -> impl Iterator<Item = &str> {
+    settings.invites.iter().map(String::as_str).chain([EXPIRED])
 }
 
 /// Returns when [`Phase::Closing`] has lasted longer than what is left to settle and publish may take.

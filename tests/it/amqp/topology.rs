@@ -139,6 +139,10 @@ async fn everything_missing_is_named_at_once_and_declare_mends_it() {
     rig.await_state(|state| matches!(state, State::NotConsuming { reason, .. } if reason.starts_with(named)))
         .await;
     rig.await_metric("ringcast_amqp_missing{name=\"ringcast.ended\"} 1").await;
+    for queue in ["ringcast.invites", "ringcast.expired"] {
+        // None was ever read.
+        rig.await_metric(&format!("ringcast_amqp_reading{{queue=\"{queue}\"}} 0")).await;
+    }
     let mut declaring = all.clone();
     declaring.declare = true;
     let other = Rig::start(declaring, 5);
