@@ -105,7 +105,7 @@ fn explain_certificate(error: &CertificateError) -> String {
         CertificateError::NotValidForNameContext { expected, presented } => format!(
             "the broker's certificate is not for \"{}\" but for {}; give the name that it holds in amqp.uri or amqp.hosts",
             expected.to_str(),
-            presented.join(", ")
+            presented.iter().map(|name| bare(name)).collect::<Vec<_>>().join(", ")
         ),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "the broker's certificate has expired; renew it at the broker, or set this machine's clock right".to_owned()
@@ -115,6 +115,13 @@ fn explain_certificate(error: &CertificateError) -> String {
         }
         error => format!("the broker's certificate cannot be trusted: {error}"),
     }
+}
+
+/// A name as people write it, out of `DnsName("localhost")` or `IpAddress(127.0.0.1)`, as the TLS library lists those of a
+/// certificate.
+fn bare(name: &str) -> &str {
+    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.map_or(name, |inner| inner.trim_matches('"'))
 }
 
 fn explain_alert(alert: AlertDescription, shows_certificate: bool) -> String {
@@ -150,4 +157,23 @@ fn explain_alert(alert: AlertDescription, shows_certificate: bool) -> String {
         (alert, _) => return format!("no TLS: the broker broke it off ({alert:?})"),
     };
     format!("the broker refuses the client certificate in amqp.client_cert_file: it {what}")
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::ServerName;
+
+    use super::*;
+
+    #[test]
+    fn the_names_in_a_certificate_are_told_as_people_write_them() {
+        let error = CertificateError::NotValidForNameContext {
+            expected: ServerName::try_from("a.internal").unwrap(),
+            presented: ["DnsName(\"b.internal\")", "IpAddress(127.0.0.1)", "c"].map(str::to_owned).into(),
+        };
+        assert_eq!(
+            explain_certificate(&error),
+            "the broker's certificate is not for \"a.internal\" but for b.internal, 127.0.0.1, c; give the name that it holds in amqp.uri or amqp.hosts"
+        );
+    }
 }
