@@ -51,11 +51,6 @@ impl Inbox {
         Ok(Self { queue: queue.to_owned(), terms, channel, consumer })
     }
 
-    /// Its channel, for whoever survives it.
-    pub(super) fn channel(&self) -> Channel {
-        self.channel.clone()
-    }
-
     /// Hands on and settles until [`Phase::Closing`] (then `Ok`) or until the channel is of no use any more. Other terms in
     /// `settings` are taken over on the way.
     pub(super) async fn serve(

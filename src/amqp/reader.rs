@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lapin::Channel;
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::dial::Link;
 use super::inbox::Inbox;
@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::worker::mailbox::Delivery;
 
 /// How long until somebody looks again for a queue that could not be read: at first, since a queue whose leader moves is there
-/// again in a moment, and then each time twice as long, up to the last.
+/// again in a moment, and then each time twice as long, up to the last. A try that took longer than that begins anew.
 const AGAIN: Duration = Duration::from_millis(200);
 const AGAIN_MAX: Duration = Duration::from_secs(5);
 
@@ -48,27 +48,9 @@ impl Reader<'_> {
         let mut told = self.missing_told.then(|| self.missing().to_string());
         let mut pause = AGAIN;
         while phase_of(&self.phase) == Phase::Running {
-            let error = match self.open().await {
-                Ok(inbox) => {
-                    pause = AGAIN;
-                    let _reading = Reading::of(&self.metrics, &self.queue);
-                    self.show(None);
-                    if told.take().is_some() {
-                        tracing::info!(amqp.queue = self.queue, "the queue is read again");
-                    }
-                    let Some(deliveries) = self.deliveries.upgrade() else { return Ok(()) };
-                    let (phase, settings) = (self.phase.clone(), self.settings.clone());
-                    let channel = inbox.channel();
-                    match inbox.serve(Some(deliveries), phase, settings, Arc::clone(&self.metrics)).await {
-                        Ok(()) => return Ok(()),
-                        Err(error) => {
-                            leave(&channel).await;
-                            error
-                        }
-                    }
-                }
-                Err(error) => error,
-            };
+            let began = Instant::now();
+            let mut channel = None;
+            let Err(error) = self.serve(&mut channel, &mut told).await else { return Ok(()) };
             let declares = self.settings.borrow().declare && matches!(error, Error::Missing(_));
             if declares || !self.link.connection().status().connected() {
                 return Err(error);
@@ -79,13 +61,39 @@ impl Reader<'_> {
                 self.tell(&why);
                 told = Some(why);
             }
+            if let Some(channel) = channel {
+                leave(&channel).await;
+            }
+            if began.elapsed() > AGAIN_MAX {
+                pause = AGAIN;
+            }
             self.rest(pause).await;
             pause = AGAIN_MAX.min(2 * pause);
         }
         Ok(())
     }
 
-    async fn open(&self) -> Result<Inbox, Error> {
+    /// Begins to consume and serves, on a channel that is to be left if it fails. A consumer that the broker begins only when
+    /// nobody waits for it any more would keep its messages for as long as the channel is open.
+    async fn serve(&self, used: &mut Option<Channel>, told: &mut Option<String>) -> Result<(), Error> {
+        let channel = used.insert(self.open().await?);
+        let terms = Terms::of(&self.settings.borrow(), &self.queue);
+        let inbox = Inbox::open(channel.clone(), &self.queue, terms).await?;
+        let Some(deliveries) = self.deliveries.upgrade() else {
+            leave(channel).await;
+            return Ok(());
+        };
+        let _reading = Reading::of(&self.metrics, &self.queue);
+        self.show(None);
+        if told.take().is_some() {
+            tracing::info!(amqp.queue = self.queue, "the queue is read again");
+        }
+        let (phase, settings) = (self.phase.clone(), self.settings.clone());
+        inbox.serve(Some(deliveries), phase, settings, Arc::clone(&self.metrics)).await
+    }
+
+    /// A channel, if the queue is there.
+    async fn open(&self) -> Result<Channel, Error> {
         let channel = self.link.channel().await?;
         let is_missing = look(&channel, &Thing::Queue(self.queue.clone())).await? == Look::Missing;
         self.metrics.amqp_missing(&self.queue, is_missing);
@@ -93,9 +101,7 @@ impl Reader<'_> {
             return Err(self.missing());
         }
         // A look that was refused has closed the channel.
-        let channel = if channel.status().connected() { channel } else { self.link.channel().await? };
-        let terms = Terms::of(&self.settings.borrow(), &self.queue);
-        Inbox::open(channel, &self.queue, terms).await
+        if channel.status().connected() { Ok(channel) } else { self.link.channel().await }
     }
 
     fn missing(&self) -> Error {
