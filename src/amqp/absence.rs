@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::dial::Link;
 use super::topology::{Presence, Thing, Topology};
-use super::{Error, Status};
+use super::{Error, Settings, Status};
 use crate::metrics::Metrics;
 
 /// Between two looks.
@@ -36,11 +36,12 @@ pub(super) fn of_results(presence: &Presence, invites: &[String]) -> bool {
 }
 
 /// Looks when `doubts` says that results are not taken, and then until nothing that is needed is missing. `link`: the
-/// connection that consumes, which the broker never blocks.
+/// connection that consumes, which the broker never blocks. With `amqp.declare` what is missing is made before each look,
+/// bindings too, which no look would see.
 pub(super) async fn watch(
     link: &Link,
     topology: &Topology,
-    invites: &[String],
+    settings: &Settings,
     doubts: &Notify,
     status: &Status,
     metrics: &Metrics,
@@ -50,10 +51,15 @@ pub(super) async fn watch(
         if told.is_none() {
             doubts.notified().await;
         }
+        if settings.declare
+            && let Err(error) = topology.declare(link).await
+        {
+            tracing::debug!(amqp.reason = %error, "what results may need cannot be declared");
+        }
         // An error is a connection that is lost, and the session's to tell; or one that may yet answer.
         if let Ok(presence) = topology.check(link).await {
             show(&presence, metrics);
-            if of_results(&presence, invites) {
+            if of_results(&presence, &settings.invites) {
                 let why = Error::Missing(presence.needed).to_string();
                 if told.as_ref() != Some(&why) {
                     tracing::warn!(amqp.reason = %why, "the broker lacks something that results need");

@@ -45,7 +45,7 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// The client certificate for `amqps`, if one is to be shown.
     pub client: Option<ClientFiles>,
-    /// `amqp.declare`: declare the topology at start, for development.
+    /// `amqp.declare`: declare the topology at the start of each session, and what goes missing later, for development.
     pub declare: bool,
     /// `amqp.invites`: the queues to consume from, at least one.
     pub invites: Vec<String>,

@@ -226,9 +226,9 @@ impl Keeper {
         }
         self.diary.recovered(consume.endpoint(), self.deliveries.is_some());
         let signs = Signs { status: self.status.clone(), metrics: Arc::clone(&self.metrics) };
-        let invites = self.settings.borrow().invites.clone();
+        let settings = self.settings.borrow().clone();
         if self.deliveries.is_some() {
-            self.status.in_session(&invites);
+            self.status.in_session(&settings.invites);
         }
 
         let mut readers: FuturesUnordered<_> = self.readers(consume).map(Reader::read).collect();
@@ -237,7 +237,7 @@ impl Keeper {
         let mut absences = std::pin::pin!(absence::watch(
             consume,
             &self.topology,
-            &invites,
+            &settings,
             &doubts,
             &self.status,
             &self.metrics

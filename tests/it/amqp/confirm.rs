@@ -1,11 +1,14 @@
 //! Results that the broker does not take. They cost no delivery: what was consumed stays with the worker.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
-use ringcast::amqp::{State, supervisor};
+use ringcast::amqp::{Settings, State, supervisor};
 use ringcast::worker::mailbox::{Delivery, PublishError};
+use tokio::time::timeout;
 
-use super::{Peer, Rig, result, settings};
+use super::{LIMIT, Peer, Rig, result, settings};
 use crate::vhost::Vhost;
 
 /// More than the lanes carry at once, and than RabbitMQ's flow control lets through to a queue that takes nothing.
@@ -131,7 +134,7 @@ async fn a_channel_that_is_closed_each_time_does_not_spin() {
     for n in 0..13 {
         why(rig.outbox.publish(result(&format!("r-{n}"), "outcome.acme")).await);
     }
-    assert!(began.elapsed() >= std::time::Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
     rig.stop().await;
 }
 
@@ -152,5 +155,22 @@ async fn a_deleted_outcomes_queue_is_named_until_it_is_back() {
     rig.await_consuming().await;
     rig.await_metric("ringcast_amqp_missing{name=\"ringcast.outcomes\"} 0").await;
     assert_eq!(rig.outbox.publish(result("r", "outcome.acme")).await, Ok(()));
+    settle_held(held, rig, &peer).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_declares_puts_back_what_results_need() {
+    let vhost = Vhost::new().await;
+    let declaring = Settings { declare: true, ..settings(vhost.uri()) };
+    let mut rig = Rig::start_consuming(declaring, 10).await;
+    let peer = Peer::new(&vhost.uri()).await;
+    let held = hold_one(&mut rig, &peer).await;
+    peer.channel.queue_delete("ringcast.outcomes".into(), QueueDeleteOptions::default()).await.unwrap();
+    let published = timeout(LIMIT, async {
+        while rig.outbox.publish(result("r", "outcome.acme")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    published.await.expect("the queue comes back, and its binding");
     settle_held(held, rig, &peer).await;
 }

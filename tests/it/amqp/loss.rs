@@ -198,14 +198,14 @@ async fn a_memory_alarm_blocks_and_is_waited_out() {
 /// A queue without a majority answers a consumer late. By then somebody else reads it, and nobody the messages of that one.
 #[tokio::test]
 async fn a_consumer_that_begins_too_late_keeps_nothing() {
-    let broker = start_broker().await;
-    supervisor::declare(&settings(broker.uri())).await.unwrap();
-    let peer = Peer::new(&broker.uri()).await;
+    let vhost = Vhost::new().await;
+    supervisor::declare(&settings(vhost.uri())).await.unwrap();
+    let peer = Peer::new(&vhost.uri()).await;
     peer.fill("ringcast.invites", (0..10).map(|n| n.to_string())).await;
-    broker.ctl(&["eval", "sys:suspend(whereis('%2F_ringcast.invites'))."]).await.unwrap();
-    let mut rig = Rig::start(settings(broker.uri()), 10);
+    vhost.suspend("ringcast.invites").await;
+    let mut rig = Rig::start(settings(vhost.uri()), 10);
     rig.await_state(|state| is_down(state) && reason(state).contains("no answer from the broker")).await;
-    broker.ctl(&["eval", "sys:resume(whereis('%2F_ringcast.invites'))."]).await.unwrap();
+    vhost.resume("ringcast.invites").await;
     rig.await_consuming().await;
     let mut seen = BTreeSet::new();
     while seen.len() < 10 {
