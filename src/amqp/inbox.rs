@@ -89,6 +89,7 @@ impl Inbox {
                 Phase::Closing => break,
             }
             let overdue = serving.unsettled.next_overdue();
+            let mut reserved = None;
             tokio::select! {
                 biased;
                 // An error is a sender that is gone, which the loop's head sees as the end.
@@ -98,11 +99,11 @@ impl Inbox {
                 // Never zero: `serving` keeps a sender.
                 _ = settlements.recv_many(&mut reports, usize::from(u16::MAX)) => {}
                 item = serving.consumer.next(), if !serving.consumed => serving.take(item)?,
-                () = room(serving.deliveries.as_ref()), if !serving.waiting.is_empty() => {}
+                room = room(serving.deliveries.as_ref()), if !serving.waiting.is_empty() => reserved = room,
                 () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => {}
             }
             serving.take_all_ready()?;
-            if serving.hand_on() == Worker::Gone {
+            if serving.hand_on(reserved) == Worker::Gone {
                 serving.drain().await?;
             }
             serving.settle(&mut reports).await?;
@@ -188,8 +189,9 @@ impl Serving {
         Ok(())
     }
 
-    /// Hands on what the worker has room for. A worker that stops may close its end before the phase is seen here.
-    fn hand_on(&mut self) -> Worker {
+    /// Hands on what the worker has room for, first into `reserved`: room that were let go would be another queue's, and might
+    /// go from hand to hand for ever. A worker that stops may close its end before the phase is seen here.
+    fn hand_on(&mut self, mut reserved: Option<Room>) -> Worker {
         let Some(deliveries) = &self.deliveries else { return Worker::There };
         while let Some(message) = self.waiting.front() {
             if !message.acker.usable() {
@@ -197,10 +199,10 @@ impl Serving {
                 self.waiting.clear();
                 return Worker::There;
             }
-            match deliveries.try_reserve() {
-                Ok(permit) => {
+            match reserved.take().map_or_else(|| deliveries.clone().try_reserve_owned(), Ok) {
+                Ok(room) => {
                     let message = self.waiting.pop_front().expect("its front was just looked at");
-                    permit.send(Delivery {
+                    room.send(Delivery {
                         properties: properties::read(&message.properties),
                         redelivered: message.redelivered,
                         returned: properties::returned(&message.properties),
@@ -209,8 +211,8 @@ impl Serving {
                         body: Bytes::from(message.data),
                     });
                 }
-                Err(mpsc::error::TrySendError::Full(())) => return Worker::There,
-                Err(mpsc::error::TrySendError::Closed(())) => return Worker::Gone,
+                Err(mpsc::error::TrySendError::Full(_)) => return Worker::There,
+                Err(mpsc::error::TrySendError::Closed(_)) => return Worker::Gone,
             }
         }
         Worker::There
@@ -325,10 +327,13 @@ async fn consume(channel: &Channel, queue: &str, terms: Terms, tag: &str) -> Res
     ask(&format!("consuming from queue {queue}"), consume).await.map_err(Error::Lost)
 }
 
-/// Returns when the worker has room for a delivery, or is gone.
-async fn room(deliveries: Option<&mpsc::Sender<Delivery>>) {
+/// Room for one delivery, to be used.
+type Room = mpsc::OwnedPermit<Delivery>;
+
+/// Returns when the worker has room for a delivery, or is gone (`None`).
+async fn room(deliveries: Option<&mpsc::Sender<Delivery>>) -> Option<Room> {
     match deliveries {
-        Some(deliveries) => drop(deliveries.reserve().await),
+        Some(deliveries) => deliveries.clone().reserve_owned().await.ok(),
         None => std::future::pending().await,
     }
 }

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use parking_lot::Mutex;
-use ringcast::amqp::State;
+use ringcast::amqp::{Settings, State};
 use ringcast::worker::mailbox::{PublishError, Route};
 
 use super::{Peer, Rig, result, settings};
@@ -248,4 +248,26 @@ async fn a_returned_result_is_not_logged() {
     let log = String::from_utf8_lossy(&log.lock()).into_owned();
     assert!(log.contains("in session with the broker"), "the log was listened to: {log}");
     assert!(!log.contains("very-secret") && !log.contains("Server returned"), "{log}");
+}
+
+/// As with a prefetch of 1: the room that one queue's reader gets must not go from hand to hand.
+#[tokio::test]
+async fn several_queues_share_the_least_room_there_is() {
+    let vhost = Vhost::new().await;
+    let queues = ["ringcast.invites", "second", "third"];
+    let three = Settings { invites: queues.map(str::to_owned).into(), ..settings(vhost.uri()) };
+    let mut rig = Rig::start_consuming(three, 1).await;
+    let peer = Peer::new(&vhost.uri()).await;
+    for queue in queues {
+        peer.fill(queue, (0..10).map(|n| format!("{queue}-{n}"))).await;
+    }
+    rig.await_metric("ringcast_amqp_unsettled 30").await;
+    let mut seen = BTreeSet::new();
+    while seen.len() < 30 {
+        let delivery = rig.next().await;
+        assert!(seen.insert(delivery.body.clone()), "once each");
+        delivery.receipt.ack();
+    }
+    rig.await_metric("ringcast_amqp_unsettled 0").await;
+    rig.stop().await;
 }
