@@ -49,7 +49,8 @@ impl Reader<'_> {
         let mut pause = AGAIN;
         while phase_of(&self.phase) == Phase::Running {
             let began = Instant::now();
-            let mut channel = None;
+            // The connection itself answers this one; where it does not, it is of no use to the others either.
+            let mut channel = self.link.channel().await?;
             let Err(error) = self.serve(&mut channel, &mut told).await else { return Ok(()) };
             let declares = self.settings.borrow().declare && matches!(error, Error::Missing(_));
             if declares || !self.link.connection().status().connected() {
@@ -61,9 +62,7 @@ impl Reader<'_> {
                 self.tell(&why);
                 told = Some(why);
             }
-            if let Some(channel) = channel {
-                leave(&channel).await;
-            }
+            leave(&channel).await;
             if began.elapsed() > AGAIN_MAX {
                 pause = AGAIN;
             }
@@ -75,8 +74,16 @@ impl Reader<'_> {
 
     /// Begins to consume and serves, on a channel that is to be left if it fails. A consumer that the broker begins only when
     /// nobody waits for it any more would keep its messages for as long as the channel is open.
-    async fn serve(&self, used: &mut Option<Channel>, told: &mut Option<String>) -> Result<(), Error> {
-        let channel = used.insert(self.open().await?);
+    async fn serve(&self, channel: &mut Channel, told: &mut Option<String>) -> Result<(), Error> {
+        let is_missing = look(channel, &Thing::Queue(self.queue.clone())).await? == Look::Missing;
+        self.metrics.amqp_missing(&self.queue, is_missing);
+        if is_missing {
+            return Err(self.missing());
+        }
+        // A look that was refused has closed it.
+        if !channel.status().connected() {
+            *channel = self.link.channel().await?;
+        }
         let terms = Terms::of(&self.settings.borrow(), &self.queue);
         let inbox = Inbox::open(channel.clone(), &self.queue, terms).await?;
         let Some(deliveries) = self.deliveries.upgrade() else {
@@ -90,18 +97,6 @@ impl Reader<'_> {
         }
         let (phase, settings) = (self.phase.clone(), self.settings.clone());
         inbox.serve(Some(deliveries), phase, settings, Arc::clone(&self.metrics)).await
-    }
-
-    /// A channel, if the queue is there.
-    async fn open(&self) -> Result<Channel, Error> {
-        let channel = self.link.channel().await?;
-        let is_missing = look(&channel, &Thing::Queue(self.queue.clone())).await? == Look::Missing;
-        self.metrics.amqp_missing(&self.queue, is_missing);
-        if is_missing {
-            return Err(self.missing());
-        }
-        // A look that was refused has closed the channel.
-        if channel.status().connected() { Ok(channel) } else { self.link.channel().await }
     }
 
     fn missing(&self) -> Error {

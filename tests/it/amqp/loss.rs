@@ -216,3 +216,23 @@ async fn a_consumer_that_begins_too_late_keeps_nothing() {
     rig.stop().await;
     assert_eq!(peer.ready("ringcast.invites").await, 0);
 }
+
+/// The broker's heartbeats come from another process than the one that reads.
+#[tokio::test]
+async fn a_connection_that_opens_no_channel_is_left() {
+    const SUSPEND: &str = "[sys:suspend(Pid) || Pid <- rabbit_networking:connections(), \
+        [{_, Facts}] <- [rabbit_networking:connection_info(Pid, [client_properties])], \
+        lists:member({<<\"connection_name\">>, longstr, <<\"ringcast consume rig\">>}, Facts)].";
+    let broker = start_broker().await;
+    let mut rig = Rig::start_consuming(settings(broker.uri()), 10).await;
+    let peer = Peer::new(&broker.uri()).await;
+    assert!(broker.ctl(&["eval", SUSPEND]).await.unwrap().contains("ok"));
+    peer.channel.queue_delete("ringcast.invites".into(), QueueDeleteOptions::default()).await.unwrap();
+    rig.await_state(is_down).await;
+    supervisor::declare(&settings(broker.uri())).await.unwrap();
+    rig.await_consuming().await;
+    peer.fill("ringcast.invites", ["new".to_owned()]).await;
+    rig.next().await.receipt.ack();
+    rig.await_metric("ringcast_amqp_unsettled 0").await;
+    rig.stop().await;
+}
