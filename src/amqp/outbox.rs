@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -54,6 +55,8 @@ pub(super) struct Outbox<'a> {
     pub(super) unix_seconds: UnixSeconds,
     /// Hears of each batch that the topology may be to blame for.
     pub(super) doubts: Arc<Notify>,
+    /// The log has it already that copies are refused.
+    pub(super) refusal_told: AtomicBool,
 }
 
 /// Where a posting goes: the first word of a result's routing key; `None`: it is a copy.
@@ -283,9 +286,13 @@ impl Outbox<'_> {
         if lane.channel.status().connected() {
             return Ok(lane);
         }
-        tracing::warn!(
-            "the broker refused a copy (reply_to or live): does the exchange exist, and may the user write to it?"
-        );
+        // Whoever publishes invites may ask for copies that are refused.
+        if !self.refusal_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the broker refused a copy (reply_to or live): does the exchange exist, and may the user write to it? \
+                 Further ones of this session are not told"
+            );
+        }
         self.replace(lane, false).await
     }
 

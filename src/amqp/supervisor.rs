@@ -11,6 +11,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
@@ -286,6 +287,7 @@ impl Keeper {
             metrics: Arc::clone(&self.metrics),
             unix_seconds: Arc::clone(&self.unix_seconds),
             doubts: Arc::clone(doubts),
+            refusal_told: AtomicBool::new(false),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::Once;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -159,6 +159,7 @@ async fn a_full_queue_refuses() {
 
 #[tokio::test]
 async fn copies_go_out_unconfirmed_and_a_refused_one_harms_nothing() {
+    let log = logged();
     let vhost = Vhost::new().await;
     let rig = Rig::start_consuming(settings(vhost.uri()), 10).await;
     let peer = Peer::new(&vhost.uri()).await;
@@ -186,6 +187,8 @@ async fn copies_go_out_unconfirmed_and_a_refused_one_harms_nothing() {
     assert_eq!(rig.status.state(), State::Consuming, "the session lives");
     rig.await_metric("ringcast_amqp_publishes_total{result=\"confirmed\"} 20").await;
     rig.stop().await;
+    let told = String::from_utf8_lossy(&log.lock()).matches("refused a copy").count();
+    assert_eq!(told, 1, "once a session, however many it refuses");
 }
 
 #[tokio::test]
@@ -212,27 +215,28 @@ async fn several_queues_share_the_worker_and_the_prefetch() {
 }
 
 /// What the process logged, from the first call on.
-fn logged() -> Arc<Mutex<Vec<u8>>> {
-    #[derive(Clone)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
+fn logged() -> &'static Mutex<Vec<u8>> {
+    static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+    static LISTENING: Once = Once::new();
+    struct Sink;
     impl Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().extend_from_slice(bytes);
+            LOG.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
     }
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let sink = Sink(Arc::clone(&log));
-    tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::DEBUG)
-        .with_ansi(false)
-        .with_writer(move || sink.clone())
-        .try_init()
-        .expect("no other test here listens to the log");
-    log
+    LISTENING.call_once(|| {
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(|| Sink)
+            .try_init()
+            .expect("nothing else here listens to the log");
+    });
+    &LOG
 }
 
 #[tokio::test]
