@@ -21,7 +21,7 @@ use crate::domain::app::App;
 use crate::metrics::Metrics;
 use crate::pause::{Jitter, Pause};
 use crate::worker::mailbox::{self, Outbox};
-use crate::worker::{self, Untaken, Worker};
+use crate::worker::{self, Worker};
 
 /// How long the start waits for a first connection to APNs before invites are taken all the same: until then another worker
 /// that has one may ring, from then on an invite must get its outcome.
@@ -173,7 +173,7 @@ pub async fn serve(
     let (outbox, postings) = mailbox::outbox(2 * prefetch);
     let core = Core::start(&config, outbox, &metrics, &jitter)?;
     watch_apns(&core.apns, &config.apps, &metrics, &health);
-    watch_results(&core.worker.untaken(), &metrics, &health);
+    watch_results(&core.worker, &metrics, &health);
     tokio::select! {
         biased;
         () = &mut told => {
@@ -319,19 +319,18 @@ fn unix_seconds() -> impl Fn() -> u64 + Send + Sync {
     move || clock.unix_ms().div_euclid(1000).max(0).unsigned_abs()
 }
 
-/// Readiness and gauges of the way out.
-fn watch_results(untaken: &Untaken, metrics: &Arc<Metrics>, health: &Health) {
-    let results = untaken.clone();
+/// Readiness of the way out, and the worker's gauges.
+fn watch_results(worker: &Arc<Worker<Apns>>, metrics: &Arc<Metrics>, health: &Health) {
+    let results = worker.untaken();
     health.ready_when("results", move || match results.backlog() {
         None => Readiness::ready(),
         Some(backlog) if backlog.is_lasting => Readiness::not_ready(backlog.text),
         Some(backlog) => Readiness::ready().with_note(backlog.text),
     });
-    let (results, gauges) = (untaken.clone(), Arc::downgrade(metrics));
+    let gauges = Arc::downgrade(worker);
     metrics.refresh_with(move || {
-        if let Some(metrics) = gauges.upgrade() {
-            let (count, age) = results.backlog().map_or((0, Duration::ZERO), |it| (it.count, it.age));
-            metrics.amqp_untaken(count, age);
+        if let Some(worker) = gauges.upgrade() {
+            worker.refresh();
         }
     });
 }

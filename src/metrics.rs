@@ -1,9 +1,13 @@
 //! Every metric family, declared once and handed down.
 //!
-//! The rooms call verbs on [`Metrics`]; names and labels stand here and nowhere else. Labels come from closed sets: the
+//! The rooms call verbs on [`Metrics`]; names and labels stand here and nowhere else. `metrics/README.md` tells operators
+//! what each means and what to do when it is odd; `tests/it/metrics.rs` lays it beside what a worker serves. Labels come from closed sets: the
 //! `app` label holds configured names only, `reason` only words known to Apple's pages, else `other`.
 
 mod declaration;
+mod labels;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +19,7 @@ use prometheus::{
 };
 
 use declaration::{Declarations, declare_build_info, register};
+use labels::status_label;
 
 /// All families of one process.
 pub struct Metrics {
@@ -22,25 +27,31 @@ pub struct Metrics {
     refreshers: Mutex<Vec<Box<dyn Fn() + Send>>>,
     invites: IntCounterVec,
     devices: IntCounterVec,
+    device_actions: IntCounterVec,
     apns_responses: IntCounterVec,
     stage_seconds: HistogramVec,
     slack_seconds: Histogram,
     expired: IntCounterVec,
     attempts: IntCounterVec,
     late_answers: IntCounterVec,
+    ledger_entries: IntGaugeVec,
+    ledger_answers: IntCounter,
     apns_connections: IntGaugeVec,
     apns_streams: IntGaugeVec,
     apns_oldest_unanswered: GaugeVec,
     apns_goaways: IntCounterVec,
     apns_dials: IntCounterVec,
+    apns_ping_seconds: HistogramVec,
     apns_connection_ends: IntCounterVec,
     apns_circuit_open: IntGaugeVec,
     apns_suspect_tokens: IntGaugeVec,
     provider_token_age: GaugeVec,
+    provider_token_mints: IntCounterVec,
     credential_expiry: IntGaugeVec,
     credential_reloads: IntCounterVec,
     token_events: IntCounterVec,
     amqp_connected: IntGaugeVec,
+    amqp_dials: IntCounterVec,
     amqp_blocked: IntGauge,
     amqp_unsettled: IntGauge,
     amqp_publishes: IntCounterVec,
@@ -76,6 +87,11 @@ impl Metrics {
                 "Devices with a final result, by app, environment and result.",
                 &["app", "environment", "result"],
             ),
+            device_actions: declare.counters(
+                "ringcast_device_actions_total",
+                "Devices whose result asks for something: `drop_token` (it is dead), `check_token` (of another app or environment?), `fix_config` (Apple refuses a setting), `fix_invite`, `report` (a bug).",
+                &["app", "action"],
+            ),
             apns_responses: declare.counters(
                 "ringcast_apns_responses_total",
                 "Answers from APNs, by environment, HTTP status and Apple's reason (`none` for an empty one, `other` for an unknown word).",
@@ -105,6 +121,15 @@ impl Metrics {
                 "Answers that came after their attempt was given up, by environment and HTTP status.",
                 &["environment", "status"],
             ),
+            ledger_entries: declare.gauges(
+                "ringcast_ledger_entries",
+                "Invites in this worker's memory: `in_flight`, and `remembered` with their results, in case they come again.",
+                &["state"],
+            ),
+            ledger_answers: declare.counter(
+                "ringcast_ledger_answers_total",
+                "Invites that came again and were answered from memory, without a push.",
+            ),
             apns_connections: declare.gauges(
                 "ringcast_apns_connections",
                 "Connections to APNs by state: `dialing`, `usable`, `draining`.",
@@ -130,6 +155,11 @@ impl Metrics {
                 "Attempts to open a connection to APNs, by result: `connected`, `failed`.",
                 &["environment", "result"],
             ),
+            apns_ping_seconds: declare.histograms(
+                "ringcast_apns_ping_seconds",
+                "Seconds from a PING to its PONG; one goes out when a connection opens, beside a request that looks late, and every 15 s.",
+                &["environment"],
+            ),
             apns_connection_ends: declare.counters(
                 "ringcast_apns_connection_ends_total",
                 "Connections to APNs that went out of use, by why: `goaway`, `closed`, `no_pong` (stalled), `unanswered`, `provider_token`, `replaced` (due), `shrunk`, `stopped`.",
@@ -150,6 +180,11 @@ impl Metrics {
                 "Seconds since the `iat` of the provider token in use, by app.",
                 &["app"],
             ),
+            provider_token_mints: declare.counters(
+                "ringcast_provider_token_mints_total",
+                "Provider tokens signed, one per key and half hour: `minted`, or `failed` for a key that cannot sign.",
+                &["environment", "result"],
+            ),
             credential_expiry: declare.gauges(
                 "ringcast_credential_expiry_timestamp_seconds",
                 "When the client certificate of an app expires, the earlier one of two; only apps with a certificate.",
@@ -162,13 +197,18 @@ impl Metrics {
             ),
             token_events: declare.counters(
                 "ringcast_token_events_total",
-                "Token events published, by app, confidence (`dead`, `suspect`) and queue (`invalid`, `quarantine`).",
+                "Token events that Apple's answers caused, by app, confidence (`dead`, `suspect`) and queue (`invalid`, `quarantine`).",
                 &["app", "confidence", "to"],
             ),
             amqp_connected: declare.gauges(
                 "ringcast_amqp_connected",
                 "1 while the connection of that role (`consume`, `publish`) is usable.",
                 &["role"],
+            ),
+            amqp_dials: declare.counters(
+                "ringcast_amqp_dials_total",
+                "Attempts to open the two connections to the broker, by result: `connected`, `failed`.",
+                &["result"],
             ),
             amqp_blocked: declare.gauge(
                 "ringcast_amqp_blocked",
@@ -222,25 +262,6 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// Makes the series whose labels are known in advance, so that the first event is an increase and not a birth.
-    fn start_at_zero(&self) {
-        let closed: [(&IntCounterVec, &[&str]); 5] = [
-            (&self.expired, &["broker", "queue", "slot", "retry"]),
-            (&self.attempts, &["first", "unprocessed", "transient", "ambiguous"]),
-            (&self.apns_goaways, &["none", "other"]),
-            (&self.credential_reloads, &["taken", "refused"]),
-            (&self.amqp_publishes, &["confirmed", "returned", "nacked", "lost"]),
-        ];
-        for (family, labels) in closed {
-            for label in labels {
-                family.with_label_values(&[*label]);
-            }
-        }
-        for stage in ["queue", "slot", "apns", "confirm", "total"] {
-            self.stage_seconds.with_label_values(&[stage]);
-        }
-    }
-
     /// The text exposition of every family (Prometheus text format 0.0.4).
     pub fn render(&self) -> String {
         for refresh in self.refreshers.lock().iter() {
@@ -263,6 +284,11 @@ impl Metrics {
     /// A device is final.
     pub fn device(&self, app: &str, environment: &str, result: &str) {
         self.devices.with_label_values(&[app, environment, result]).inc();
+    }
+
+    /// A device's result asks for something: a word of the outcome's `action`, not `none`.
+    pub fn device_action(&self, app: &str, action: &str) {
+        self.device_actions.with_label_values(&[app, action]).inc();
     }
 
     /// APNs answered. `reason`: a word from a closed set, `none` or `other`.
@@ -288,6 +314,18 @@ impl Metrics {
     /// A device expired in a stage: `broker`, `queue`, `slot`, `retry`.
     pub fn expired(&self, stage: &str) {
         self.expired.with_label_values(&[stage]).inc();
+    }
+
+    /// How many invites are being handled, and how many finished ones are remembered.
+    pub fn ledger_entries(&self, in_flight: usize, remembered: usize) {
+        for (state, count) in [("in_flight", in_flight), ("remembered", remembered)] {
+            self.ledger_entries.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// An invite came again and is answered from memory.
+    pub fn ledger_answer(&self) {
+        self.ledger_answers.inc();
     }
 
     /// A connection went out of use.
@@ -339,6 +377,16 @@ impl Metrics {
         self.apns_dials.with_label_values(&[environment, result]).inc();
     }
 
+    /// A PONG came, so long after its PING.
+    pub fn apns_ping(&self, environment: &str, way: Duration) {
+        self.apns_ping_seconds.with_label_values(&[environment]).observe(way.as_secs_f64());
+    }
+
+    /// A key signed a provider token, or could not: `minted`, `failed`.
+    pub fn provider_token_mint(&self, environment: &str, result: &str) {
+        self.provider_token_mints.with_label_values(&[environment, result]).inc();
+    }
+
     /// The age of an app's provider token; `None`: it has none.
     pub fn provider_token_age(&self, app: &str, age_seconds: Option<f64>) {
         match age_seconds {
@@ -362,9 +410,14 @@ impl Metrics {
         self.credential_reloads.with_label_values(&[result]).inc();
     }
 
-    /// A token event was confirmed; `to`: `invalid` or `quarantine`.
+    /// Apple's answer caused a token event; `to`: `invalid` or `quarantine`.
     pub fn token_event(&self, app: &str, confidence: &str, to: &str) {
         self.token_events.with_label_values(&[app, confidence, to]).inc();
+    }
+
+    /// An attempt to connect to the broker ended: `connected` or `failed`.
+    pub fn amqp_dial(&self, result: &str) {
+        self.amqp_dials.with_label_values(&[result]).inc();
     }
 
     /// The connection of a role (`consume`, `publish`) became usable or was lost.
@@ -416,55 +469,5 @@ impl Metrics {
     /// An invite's handler died.
     pub fn handler_panic(&self) {
         self.handler_panics.inc();
-    }
-}
-
-/// Apple's documented statuses as labels; anything else is `other`, so that a strange peer cannot make series.
-fn status_label(status: u16) -> &'static str {
-    match status {
-        200 => "200",
-        400 => "400",
-        403 => "403",
-        404 => "404",
-        405 => "405",
-        410 => "410",
-        413 => "413",
-        429 => "429",
-        500 => "500",
-        503 => "503",
-        _ => "other",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_counted_is_served() {
-        let metrics = Metrics::new();
-        metrics.invite(Some("acme"), "accepted");
-        metrics.apns_response("production", 418, "other");
-        metrics.stage("apns", Duration::from_millis(80));
-        let text = metrics.render();
-        assert!(text.contains(r#"ringcast_invites_total{app="acme",result="accepted"} 1"#), "{text}");
-        assert!(text.contains(r#"status="other""#), "{text}");
-        assert!(text.contains(r#"ringcast_stage_seconds_bucket{stage="apns",le="0.1"} 1"#), "{text}");
-        assert!(text.contains("ringcast_build_info{version="), "{text}");
-        assert!(text.contains("process_resident_memory_bytes"), "{text}");
-    }
-
-    #[test]
-    fn a_refresher_runs_before_each_rendering() {
-        let metrics = Metrics::new();
-        let inner = Arc::downgrade(&metrics);
-        metrics.refresh_with(move || {
-            if let Some(metrics) = inner.upgrade() {
-                metrics.apns_streams("production", 3, 1000);
-            }
-        });
-        assert!(
-            metrics.render().contains(r#"ringcast_apns_streams{environment="production",kind="used"} 3"#)
-        );
     }
 }

@@ -188,11 +188,13 @@ impl Keeper {
     /// Builds a session and serves it. `Ok` only in [`Phase::Closing`].
     async fn session(&mut self) -> Result<(), Error> {
         let mut stop = self.phase.clone();
-        let (consume, publish) = tokio::select! {
+        let links = tokio::select! {
             biased;
             () = closing(&mut stop) => return Ok(()),
-            links = self.connect() => links?,
+            links = self.connect() => links,
         };
+        self.metrics.amqp_dial(if links.is_ok() { "connected" } else { "failed" });
+        let (consume, publish) = links?;
         let ended = self.serve(&consume, &publish).await;
         for role in ROLES {
             self.metrics.amqp_connected(role, false);

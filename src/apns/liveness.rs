@@ -92,6 +92,7 @@ pub(super) async fn watch(
                 heard = Instant::now();
                 probed = look.newest;
                 way = heard - sent;
+                pool.parts.metrics.apns_ping(pool.environment(), way);
                 if let Some(connection) = connection.upgrade() {
                     pool.hear(&connection);
                 }

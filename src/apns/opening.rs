@@ -80,10 +80,12 @@ async fn open_on(pool: &Arc<Pool>, dialled: &mut Dialled<'_>) -> Result<Opened, 
         proven = connection::prove_alive(&mut ping_pong) => proven.map_err(|error| closed().unwrap_or(OpenError::Handshake(error))),
     };
     proven?;
-    match closed() {
-        Some(error) => Err(error),
-        None => Ok(Opened { connection, ping_pong, way: asked.elapsed(), driving }),
+    if let Some(error) = closed() {
+        return Err(error);
     }
+    let way = asked.elapsed();
+    parts.metrics.apns_ping(pool.environment(), way);
+    Ok(Opened { connection, ping_pong, way, driving })
 }
 
 /// A dial that is under way, and its address once that is chosen.

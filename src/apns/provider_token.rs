@@ -19,6 +19,8 @@ use tokio::time::Instant;
 
 use super::ProviderKey;
 use crate::clock::Clock;
+use crate::domain::app::Environment;
+use crate::metrics::Metrics;
 
 /// Seconds of one bucket. A token is at most this old when it is minted, a connection keeps it for at least 20 minutes, so
 /// the oldest in use is 50 minutes old; Apple refuses one older than an hour.
@@ -102,7 +104,9 @@ pub(super) struct TokenMint {
     team_id: String,
     key_id: String,
     key: Option<SigningMaterial>,
+    environment: Environment,
     clock: Clock,
+    metrics: Arc<Metrics>,
     current: Mutex<Option<Arc<ProviderToken>>>,
 }
 
@@ -130,11 +134,17 @@ struct Claims<'a> {
 }
 
 impl TokenMint {
-    pub(super) fn new(key: &ProviderKey, clock: Clock) -> Self {
+    /// A mint for one environment, which is what its metrics are counted under; the tokens are the same in both.
+    pub(super) fn new(
+        key: &ProviderKey,
+        environment: Environment,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let ProviderKey { team_id, key_id, key } = key.clone();
         let key = key.to_pkcs8_der().ok();
         let key = key.map(|der| SigningMaterial(EncodingKey::from_ec_der(der.as_bytes())));
-        Self { team_id, key_id, key, clock, current: Mutex::new(None) }
+        Self { team_id, key_id, key, environment, clock, metrics, current: Mutex::new(None) }
     }
 
     /// The token of this half hour. A clock that goes back a little keeps the one it has: a new one would be a needless
@@ -151,7 +161,10 @@ impl TokenMint {
         if let Some(token) = current.as_ref().filter(holds) {
             return Ok(Arc::clone(token));
         }
-        let token = Arc::new(self.mint(issued_at, now)?);
+        let minted = self.mint(issued_at, now);
+        let result = if minted.is_ok() { "minted" } else { "failed" };
+        self.metrics.provider_token_mint(self.environment.as_str(), result);
+        let token = Arc::new(minted?);
         *current = Some(Arc::clone(&token));
         Ok(token)
     }
@@ -227,7 +240,7 @@ mod tests {
     fn mint(clock: &Clock) -> TokenMint {
         let key = p256::SecretKey::from_slice(&[7; 32]).unwrap();
         let credential = ProviderKey { team_id: "TEAM123456".into(), key_id: "KEY1234567".into(), key };
-        TokenMint::new(&credential, clock.clone())
+        TokenMint::new(&credential, Environment::Production, clock.clone(), Metrics::new())
     }
 
     #[tokio::test(start_paused = true)]
@@ -242,6 +255,21 @@ mod tests {
         let next = one.current().unwrap();
         assert_eq!(next.issued_at, first.issued_at + BUCKET_SECONDS);
         assert_ne!(next.header, first.header);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_signed_and_what_cannot_be_is_counted() {
+        let mut mint = mint(&Clock::simulated(1_795_253_400_000));
+        mint.current().unwrap();
+        mint.current().unwrap();
+        tokio::time::advance(Duration::from_mins(31)).await;
+        mint.key = None;
+        mint.current().unwrap_err();
+        let text = mint.metrics.render();
+        for result in ["minted", "failed"] {
+            let one = format!(r#"mints_total{{environment="production",result="{result}"}} 1"#);
+            assert!(text.contains(&one), "{one} in {text}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -116,7 +116,10 @@ impl Maker {
         credential: &Credential,
     ) -> Result<Entry, SetupError> {
         let mint = match credential {
-            Credential::Token(key) => Some(Arc::new(TokenMint::new(key, self.clock.clone()))),
+            Credential::Token(key) => {
+                let metrics = Arc::clone(&self.metrics);
+                Some(Arc::new(TokenMint::new(key, environment, self.clock.clone(), metrics)))
+            }
             Credential::Certificate(_) => None,
         };
         mint.as_ref().map(|mint| mint.current()).transpose()?;

@@ -104,7 +104,10 @@ pub(super) async fn handle<G: Gateway>(
             let taken = taken.suspect(worker.poison.deaths(&identity), returned);
             let poison = matches!(taken.bar, Some(Bar::Poison(_)));
             let known = match admission {
-                Admission::Known(known) => known,
+                Admission::Known(known) => {
+                    worker.metrics.ledger_answer();
+                    known
+                }
                 Admission::New(ticket) => {
                     let rung = ring(worker, &invite, identity, ticket, &properties, taken, &mut stop).await;
                     let Some(known) = rung else {
@@ -210,6 +213,9 @@ async fn ring<G: Gateway>(
             ticket.release(id);
         }
         worker.metrics.device(&invite.app.name, outcome.environment.as_str(), outcome.result);
+        if outcome.action != Action::None.as_str() {
+            worker.metrics.device_action(&invite.app.name, outcome.action);
+        }
         if let Some(stage) = outcome.stage {
             worker.metrics.expired(stage);
         }

@@ -91,6 +91,12 @@ impl Ledger {
         }
     }
 
+    /// How many invites are being handled, and how many finished ones are remembered.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let table = self.0.lock();
+        (table.entries.len() - table.known.len(), table.known.len())
+    }
+
     #[cfg(test)]
     fn len(&self) -> (usize, usize) {
         let table = self.0.lock();
@@ -185,6 +191,8 @@ mod tests {
             ticket.finish(Vec::new());
         }
         assert_eq!(ledger.len(), (2, 2));
+        let _in_flight = ticket(&ledger, "d").await;
+        assert_eq!(ledger.count(), (1, 2));
         assert!(matches!(ledger.admit(identity("c")).await, Admission::Known(_)));
         assert!(matches!(ledger.admit(identity("a")).await, Admission::New(_)));
     }

@@ -1,6 +1,7 @@
 //! The loop of a worker: one task per invite, until it is told to stop and all is done.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -87,6 +88,15 @@ impl<G> Worker<G> {
         self.untaken.clone()
     }
 
+    /// Writes the gauges that only a scrape needs.
+    pub fn refresh(&self) {
+        let (count, age) =
+            self.untaken.backlog().map_or((0, Duration::ZERO), |backlog| (backlog.count, backlog.age));
+        self.metrics.amqp_untaken(count, age);
+        let (in_flight, remembered) = self.ledger.count();
+        self.metrics.ledger_entries(in_flight, remembered);
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         Timestamp::from_unix_ms(self.clock.unix_ms())
     }
@@ -149,8 +159,6 @@ fn report<G>(worker: &Worker<G>, ended: Result<Fate, JoinError>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
 
     use super::super::gateway::Push;

@@ -1,0 +1,75 @@
+//! The closed sets that labels come from, and the series that exist from the start.
+
+use prometheus::IntCounterVec;
+
+use super::Metrics;
+
+/// Both sides of Apple's.
+const ENVIRONMENTS: [&str; 2] = ["production", "sandbox"];
+
+/// What becomes of a dial.
+const DIALS: [&str; 2] = ["connected", "failed"];
+
+/// Why connections to APNs go out of use.
+const ENDS: [&str; 8] =
+    ["goaway", "closed", "no_pong", "unanswered", "provider_token", "replaced", "shrunk", "stopped"];
+
+/// Apple's documented statuses; anything else is [`OTHER`], so that a strange peer cannot make series.
+const STATUSES: [(u16, &str); 10] = [
+    (200, "200"),
+    (400, "400"),
+    (403, "403"),
+    (404, "404"),
+    (405, "405"),
+    (410, "410"),
+    (413, "413"),
+    (429, "429"),
+    (500, "500"),
+    (503, "503"),
+];
+
+/// What no page of Apple's names.
+const OTHER: &str = "other";
+
+/// A status of APNs as a label.
+pub(super) fn status_label(status: u16) -> &'static str {
+    STATUSES.iter().find(|(known, _)| *known == status).map_or(OTHER, |(_, label)| label)
+}
+
+impl Metrics {
+    /// Makes the series whose labels are known in advance, so that the first event is an increase and not a birth.
+    pub(super) fn start_at_zero(&self) {
+        let closed: [(&IntCounterVec, &[&str]); 6] = [
+            (&self.expired, &["broker", "queue", "slot", "retry"]),
+            (&self.attempts, &["first", "unprocessed", "transient", "ambiguous"]),
+            (&self.apns_goaways, &["none", OTHER]),
+            (&self.credential_reloads, &["taken", "refused"]),
+            (&self.amqp_dials, &DIALS),
+            (&self.amqp_publishes, &["confirmed", "returned", "nacked", "lost"]),
+        ];
+        for (family, labels) in closed {
+            for label in labels {
+                family.with_label_values(&[*label]);
+            }
+        }
+        for stage in ["queue", "slot", "apns", "confirm", "total"] {
+            self.stage_seconds.with_label_values(&[stage]);
+        }
+        let statuses = STATUSES.map(|(_, label)| label);
+        let of_environments: [(&IntCounterVec, &[&str]); 5] = [
+            (&self.apns_dials, &DIALS),
+            (&self.apns_connection_ends, &ENDS),
+            (&self.provider_token_mints, &["minted", "failed"]),
+            (&self.late_answers, &statuses),
+            (&self.late_answers, &[OTHER]),
+        ];
+        for environment in ENVIRONMENTS {
+            for (family, labels) in of_environments {
+                for label in labels {
+                    family.with_label_values(&[environment, label]);
+                }
+            }
+            self.apns_ping_seconds.with_label_values(&[environment]);
+        }
+    }
+}
