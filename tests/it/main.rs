@@ -2,7 +2,7 @@
 //! worker's code; what it knows is the contract. The exceptions: `amqp` holds the worker's ends of the two flows;
 //! `credential`, `client_certificate` and `incident` run the simulator, which shares nothing with the worker, in their own process.
 //!
-//! Without RabbitMQ, Python's pika, curl, h2load or tinyproxy these tests fail and say what to install; they never pass in
+//! Without RabbitMQ, Python's pika, curl, h2load, tinyproxy or promtool these tests fail and say what to install; they never pass in
 //! silence. `tests/run` installs them all.
 
 mod amqp;
@@ -27,6 +27,7 @@ mod health;
 mod http;
 mod incident;
 mod load;
+mod metrics;
 mod pipe;
 mod place;
 mod plan;
