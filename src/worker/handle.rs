@@ -225,7 +225,7 @@ async fn ring<G: Gateway>(
     let result = InviteResult::of(&devices);
     worker.metrics.invite(Some(&invite.app.name), result.as_str());
     let error = bar.and_then(Bar::error);
-    report::tell_failure(invite, result, error.as_deref(), &devices);
+    report::tell_failure(&worker.flood, invite, result, error.as_deref(), &devices);
     let outcome = Outcome {
         kind: outcome::KIND,
         call_id: Some(invite.call_id),
@@ -401,13 +401,15 @@ fn refuse<G>(
     properties: &Properties,
     taken: Taken,
 ) -> Publication {
-    tracing::warn!(
-        call.id = malformed.call_id.map(tracing::field::display),
-        app = malformed.app,
-        amqp.message_id = properties.message_id,
-        error = malformed.error,
-        "an invite is malformed"
-    );
+    if worker.flood.admits() {
+        tracing::warn!(
+            call.id = malformed.call_id.map(tracing::field::display),
+            app = malformed.app,
+            amqp.message_id = properties.message_id,
+            error = malformed.error,
+            "an invite is malformed"
+        );
+    }
     let outcome = Outcome {
         kind: outcome::KIND,
         call_id: malformed.call_id,

@@ -1,4 +1,4 @@
-//! What the log says of invites: one line where one failed, none where it rang.
+//! What the log says of invites: one line where one failed, none where it rang, and not a flood of lines where many fail at once.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -28,8 +28,37 @@ impl Seldom {
     }
 }
 
+/// Failed invites that are told one by one in a second. More have one cause, and the metrics count them.
+const LINES_MAX: u32 = 20;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Lets so many lines a second through.
+#[derive(Debug, Default)]
+pub(super) struct Flood(Mutex<Option<(Instant, u32)>>);
+
+impl Flood {
+    /// Whether the next line is to be told. The first one in a second that is not makes a line that says so.
+    pub(super) fn admits(&self) -> bool {
+        let number = {
+            let mut second = self.0.lock();
+            let (began, told) =
+                second.filter(|(began, _)| began.elapsed() < SECOND).unwrap_or((Instant::now(), 0));
+            *second = Some((began, told.saturating_add(1)));
+            told.saturating_add(1)
+        };
+        if number == LINES_MAX + 1 {
+            tracing::warn!(
+                lines_max = LINES_MAX,
+                "more invites fail in a second than the log tells of; `ringcast_invites_total` counts them all, and each has its outcome"
+            );
+        }
+        number <= LINES_MAX
+    }
+}
+
 /// Tells that an invite did not ring, and why. A refusal that other settings would mend is a warning.
 pub(super) fn tell_failure(
+    flood: &Flood,
     invite: &Invite,
     result: InviteResult,
     error: Option<&str>,
@@ -41,6 +70,9 @@ pub(super) fn tell_failure(
         InviteResult::Expired => "the call expired before it could ring",
         _ => "the call did not ring",
     };
+    if !flood.admits() {
+        return;
+    }
     let why = error.map_or_else(|| reasons(devices), str::to_owned);
     let (call, app, result) = (invite.call_id, invite.app.name.as_str(), result.as_str());
     if devices.iter().any(|device| device.action == Action::FixConfig.as_str()) {
@@ -95,6 +127,15 @@ mod tests {
         };
         let devices = [device(403, "Forbidden"), device(400, "BadTopic"), device(403, "Forbidden")];
         assert_eq!(reasons(&devices), "2 × rejected 403 Forbidden, rejected 400 BadTopic");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wave_of_failures_is_no_flood_of_lines() {
+        let flood = Flood::default();
+        let admitted = || (0..1000).filter(|_| flood.admits()).count();
+        assert_eq!((admitted(), admitted()), (20, 0));
+        tokio::time::advance(SECOND).await;
+        assert_eq!((admitted(), admitted()), (20, 0), "each second anew");
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use super::handle::{Fate, handle};
 use super::ledger::Ledger;
 use super::mailbox::{Delivery, Outbox};
 use super::poison::Poison;
-use super::report::Seldom;
+use super::report::{Flood, Seldom};
 use super::untaken::Untaken;
 use crate::clock::Clock;
 use crate::domain::app::App;
@@ -35,6 +35,7 @@ pub struct Worker<G> {
     pub(super) metrics: Arc<Metrics>,
     pub(super) jitter: Jitter,
     pub(super) skew_told: Seldom,
+    pub(super) flood: Flood,
     pub(super) untaken: Untaken,
 }
 
@@ -77,6 +78,7 @@ impl<G: Gateway> Worker<G> {
             metrics,
             jitter,
             skew_told: Seldom::default(),
+            flood: Flood::default(),
             untaken: Untaken::default(),
         }
     }
