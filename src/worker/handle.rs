@@ -15,7 +15,7 @@ use super::ledger::{Admission, Known, Ticket};
 use super::mailbox::{Delivery, Properties, Publication};
 use super::poison::{is_poison, is_unreadable};
 use super::publish::{carry, confirm, publish_outcome, reply};
-use super::report;
+use super::report::{self, Failure};
 use super::run::Worker;
 use crate::domain::id::{ApnsId, Identity};
 use crate::domain::invite::{Device, Invite, Malformed};
@@ -401,7 +401,7 @@ fn refuse<G>(
     properties: &Properties,
     taken: Taken,
 ) -> Publication {
-    if worker.flood.admits() {
+    if worker.flood.admits(Failure::Malformed) {
         tracing::warn!(
             call.id = malformed.call_id.map(tracing::field::display),
             app = malformed.app,

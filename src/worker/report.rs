@@ -28,19 +28,30 @@ impl Seldom {
     }
 }
 
-/// Failed invites that are told one by one in a second. More have one cause, and the metrics count them.
+/// Failed invites of a kind that are told one by one in a second. More have one cause, and the metrics count them.
 const LINES_MAX: u32 = 20;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Lets so many lines a second through.
+/// What a failed invite is told as. A wave of one kind hides nothing of another.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Failure {
+    /// It breaks a rule: for whoever publishes.
+    Malformed,
+    /// Other settings would mend it: for whoever runs the worker.
+    Setting,
+    /// Any other that did not ring.
+    Call,
+}
+
+/// Lets so many lines of each kind a second through.
 #[derive(Debug, Default)]
-pub(super) struct Flood(Mutex<Option<(Instant, u32)>>);
+pub(super) struct Flood([Mutex<Option<(Instant, u32)>>; 3]);
 
 impl Flood {
     /// Whether the next line is to be told. The first one in a second that is not makes a line that says so.
-    pub(super) fn admits(&self) -> bool {
+    pub(super) fn admits(&self, failure: Failure) -> bool {
         let number = {
-            let mut second = self.0.lock();
+            let mut second = self.0[failure as usize].lock();
             let (began, told) =
                 second.filter(|(began, _)| began.elapsed() < SECOND).unwrap_or((Instant::now(), 0));
             *second = Some((began, told.saturating_add(1)));
@@ -70,12 +81,13 @@ pub(super) fn tell_failure(
         InviteResult::Expired => "the call expired before it could ring",
         _ => "the call did not ring",
     };
-    if !flood.admits() {
+    let asks_for_settings = devices.iter().any(|device| device.action == Action::FixConfig.as_str());
+    if !flood.admits(if asks_for_settings { Failure::Setting } else { Failure::Call }) {
         return;
     }
     let why = error.map_or_else(|| reasons(devices), str::to_owned);
     let (call, app, result) = (invite.call_id, invite.app.name.as_str(), result.as_str());
-    if devices.iter().any(|device| device.action == Action::FixConfig.as_str()) {
+    if asks_for_settings {
         tracing::warn!(call.id = %call, app, result, why, "{said}: Apple refuses a setting; see the reason");
     } else {
         tracing::info!(call.id = %call, app, result, why, "{said}");
@@ -132,10 +144,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_wave_of_failures_is_no_flood_of_lines() {
         let flood = Flood::default();
-        let admitted = || (0..1000).filter(|_| flood.admits()).count();
-        assert_eq!((admitted(), admitted()), (20, 0));
+        let admitted = |failure| (0..1000).filter(|_| flood.admits(failure)).count();
+        assert_eq!((admitted(Failure::Call), admitted(Failure::Call)), (20, 0));
+        assert_eq!(
+            (admitted(Failure::Setting), admitted(Failure::Malformed)),
+            (20, 20),
+            "each kind for itself"
+        );
         tokio::time::advance(SECOND).await;
-        assert_eq!((admitted(), admitted()), (20, 0), "each second anew");
+        assert_eq!((admitted(Failure::Call), admitted(Failure::Call)), (20, 0), "each second anew");
     }
 
     #[tokio::test(start_paused = true)]
