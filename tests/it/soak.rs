@@ -86,10 +86,13 @@ async fn soak(name: &str, mut site: Site) {
     await_drained(&uri, &watch).await;
     watch.stop().await;
     for queue in [INVITES, SPARE, "ringcast.expired", "ringcast.dead", "ringcast.quarantined-tokens"] {
-        assert_eq!(client::depth(&uri, queue).await, 0, "nothing is left in {queue}");
+        assert_eq!(site.all_in(queue).await, 0, "nothing is left in {queue}");
     }
     let outcomes = read_all(&uri, "ringcast.outcomes").await;
     let events = read_all(&uri, "ringcast.invalid-tokens").await;
+    for queue in ["ringcast.outcomes", "ringcast.invalid-tokens"] {
+        assert_eq!(site.all_in(queue).await, 0, "all of {queue} was read");
+    }
     let account = Account::of(&calls, &outcomes, &events, &apple.stop().await);
     println!("{name}: broker: {trouble}; workers: {watch}\n{account}");
     account.judge();

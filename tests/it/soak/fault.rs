@@ -87,6 +87,15 @@ impl Site {
         }
     }
 
+    /// How many messages a queue has, those that somebody holds among them.
+    pub(super) async fn all_in(&self, queue: &str) -> usize {
+        let node = match self {
+            Self::Alone(node) => node,
+            Self::Cluster(cluster) => cluster.running(),
+        };
+        all_in(node, queue).await
+    }
+
     /// Waits until all that can be lost with a node stands on others, too.
     pub(super) async fn await_whole(&self) {
         if let Self::Cluster(cluster) = self {
@@ -217,19 +226,26 @@ pub(super) struct Town<'a> {
     pub(super) config: &'a Config,
 }
 
-/// Waits until all that was published to the spare queue is confirmed, and then taken and settled.
-async fn is_spare_empty(node: &Broker, tide: &Mutex<Tide>) -> bool {
-    // What workers hold counts, too. The lists of rabbitmqctl are seconds old, so the queue's own leader is asked.
+/// How many messages a quorum queue has, those that a consumer holds among them: what its leader says.
+///
+/// The lists of rabbitmqctl are seconds old, and AMQP tells only what lies ready.
+async fn all_in(node: &Broker, queue: &str) -> usize {
     // RabbitMQ 4.3 takes such a question by its name alone, 3.10 as a function alone.
     let count = format!(
-        "Queue = {{'%2F_{SPARE}', node()}}, \
+        "Queue = {{'%2F_{queue}', node()}}, \
          {{ok, Count, _}} = try ra:consistent_query(Queue, {{rabbit_fifo, query_messages_total, []}}) \
          catch error:_ -> ra:consistent_query(Queue, fun rabbit_fifo:query_messages_total/1) end, Count."
     );
+    let told = node.ctl(&["eval", &count]).await.expect("the queue's leader answers");
+    told.trim().parse().unwrap_or_else(|_| panic!("a number of messages, not {told:?}"))
+}
+
+/// Waits until all that was published to the spare queue is confirmed, and then taken and settled.
+async fn is_spare_empty(node: &Broker, tide: &Mutex<Tide>) -> bool {
     let until = Instant::now() + EMPTY_WITHIN;
     while Instant::now() < until {
         if tide.lock().await.is_spare_confirmed()
-            && node.ctl(&["eval", &count]).await.expect("the queue's leader answers").trim() == "0"
+            && all_in(node, SPARE).await == 0
         {
             return true;
         }
