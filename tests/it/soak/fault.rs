@@ -244,9 +244,7 @@ async fn all_in(node: &Broker, queue: &str) -> usize {
 async fn is_spare_empty(node: &Broker, tide: &Mutex<Tide>) -> bool {
     let until = Instant::now() + EMPTY_WITHIN;
     while Instant::now() < until {
-        if tide.lock().await.is_spare_confirmed()
-            && all_in(node, SPARE).await == 0
-        {
+        if tide.lock().await.is_spare_confirmed() && all_in(node, SPARE).await == 0 {
             return true;
         }
         sleep(POLL_EVERY).await;
