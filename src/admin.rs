@@ -3,11 +3,14 @@
 //! - `/metrics`: every family, in Prometheus' text format.
 //! - `/livez`: 200 while the process can do work at all, whatever the broker or Apple do.
 //! - `/readyz`: 200 while it takes invites and can push them, else 503 with the reasons, one a line.
+//! - `/log-level`: what the log lets through. `PUT` changes it until the worker ends, from this host alone: a pod's own
+//!   containers, and `kubectl port-forward`.
 //!
 //! It has a thread and a runtime of its own, so that the answers come under load, too, and so that a stuck core is
 //! noticed by somebody else.
 
 mod health;
+mod site;
 
 use std::convert::Infallible;
 use std::io;
@@ -16,12 +19,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, oneshot};
@@ -29,7 +28,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 pub use health::{Health, Readiness};
+use site::Site;
 
+use crate::logging::Level;
 use crate::metrics::Metrics;
 
 /// Connections at once. A probe and a few scrapers need a handful; the others wait in the listener's queue.
@@ -50,8 +51,6 @@ const STOP_GRACE: Duration = Duration::from_secs(1);
 /// After a failed accept (no file descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-const ENDPOINTS: &str = "/metrics\n/livez\n/readyz\n";
-
 /// `[admin]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -67,9 +66,14 @@ pub struct Admin {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Binds at once, then serves on a thread of its own. Errors: the address cannot be bound (the error names it), or the
+/// Binds at once, then serves on a thread of its own. `level`: the log's, where there is one to show and change. Errors: the address cannot be bound (the error names it), or the
 /// thread cannot be had.
-pub fn start(settings: Settings, metrics: Arc<Metrics>, health: Health) -> io::Result<Admin> {
+pub fn start(
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    health: Health,
+    level: Option<Level>,
+) -> io::Result<Admin> {
     let listen = settings.listen;
     let name_it = |error: io::Error| {
         io::Error::new(error.kind(), format!("the admin endpoints cannot listen on {listen}: {error}"))
@@ -79,11 +83,11 @@ pub fn start(settings: Settings, metrics: Arc<Metrics>, health: Health) -> io::R
     let local_addr = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
-    let site = Arc::new(Site { metrics, health });
+    let site = Arc::new(Site { metrics, health, level });
     let thread = std::thread::Builder::new()
         .name("admin".to_owned())
         .spawn(move || serve(&runtime, listener, &site, stopped))?;
-    tracing::info!(admin.address = %local_addr, "serving /metrics, /livez and /readyz");
+    tracing::info!(admin.address = %local_addr, "serving /metrics, /livez, /readyz and /log-level");
     Ok(Admin { local_addr, stop: Some(stop), thread: Some(thread) })
 }
 
@@ -102,12 +106,6 @@ impl Admin {
             tracing::error!("the thread of the admin endpoints had died");
         }
     }
-}
-
-/// What the endpoints show.
-struct Site {
-    metrics: Arc<Metrics>,
-    health: Health,
 }
 
 fn serve(runtime: &Runtime, listener: TcpListener, site: &Arc<Site>, stopped: oneshot::Receiver<()>) {
@@ -142,13 +140,13 @@ async fn accept(
         let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 let site = site.clone();
                 connections.spawn(async move {
                     let _place = place;
                     let service = service_fn(move |request| {
-                        let response = answer(&site, &request);
-                        async { Ok::<_, Infallible>(response) }
+                        let site = site.clone();
+                        async move { Ok::<_, Infallible>(site.answer(peer, request).await) }
                     });
                     let connection = http1::Builder::new()
                         .timer(TokioTimer::new())
@@ -168,54 +166,18 @@ async fn accept(
     }
 }
 
-fn answer(site: &Site, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let known = ENDPOINTS.lines().any(|path| path == request.uri().path());
-    if !known {
-        return text(StatusCode::NOT_FOUND, format!("There is nothing here. There is:\n{ENDPOINTS}"));
-    }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "Use GET or HEAD.\n".to_owned());
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return response;
-    }
-    match request.uri().path() {
-        "/metrics" => {
-            let mut response = text(StatusCode::OK, site.metrics.render());
-            let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-            response.headers_mut().insert(CONTENT_TYPE, format);
-            response
-        }
-        "/livez" => match site.health.stuck() {
-            None => text(StatusCode::OK, "alive\n".to_owned()),
-            Some(sentence) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{sentence}\n")),
-        },
-        _ => {
-            let (ready, lines) = site.health.readiness();
-            let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            text(status, lines)
-        }
-    }
-}
-
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
 
+    use super::site::{ENDPOINTS, LEVEL_BYTES_MAX};
     use super::*;
+    use crate::logging;
 
     fn server(health: &Health) -> Admin {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        start(Settings { listen }, Metrics::new(), health.clone()).expect("a free port")
+        start(Settings { listen }, Metrics::new(), health.clone(), None).expect("a free port")
     }
 
     /// Sends bytes and reads until the server hangs up.
@@ -309,6 +271,35 @@ mod tests {
     }
 
     #[test]
+    fn the_level_of_the_log_is_shown_and_changed() {
+        let settings = logging::Settings { format: logging::Format::Json, level: "info,h2=warn".to_owned() };
+        let (_log, level) = logging::make(&settings).expect("a level");
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let admin = start(Settings { listen }, Metrics::new(), Health::new(), Some(level)).expect("a port");
+        let put = |level: &str| {
+            let head =
+                format!("PUT /log-level HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", level.len());
+            exchange(&admin, (head + level).as_bytes())
+        };
+        assert_eq!(body(&ask(&admin, "GET", "/log-level")), "h2=warn,info\n");
+        let response = put("ringcast=debug,warn\n");
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        assert_eq!(body(&response), "ringcast=debug,warn\n");
+        let response = put("loud");
+        assert!(response.starts_with("HTTP/1.1 400"), "{response}");
+        assert!(body(&response).starts_with("\"loud\" is not a log filter; give a level"), "{response}");
+        assert!(put(&"info,".repeat(LEVEL_BYTES_MAX)).starts_with("HTTP/1.1 413"));
+        let response = ask(&admin, "DELETE", "/log-level");
+        assert!(response.contains("allow: GET, HEAD, PUT"), "{response}");
+        assert_eq!(body(&ask(&admin, "GET", "/log-level")), "ringcast=debug,warn\n");
+        admin.stop();
+
+        let admin = server(&Health::new());
+        assert!(ask(&admin, "GET", "/log-level").starts_with("HTTP/1.1 404"));
+        admin.stop();
+    }
+
+    #[test]
     fn silent_connections_hold_no_place_for_ever() {
         let admin = server(&Health::new());
         let connect = |_| TcpStream::connect(admin.local_addr()).expect("a connection");
@@ -322,7 +313,7 @@ mod tests {
     #[test]
     fn a_taken_address_is_named() {
         let admin = server(&Health::new());
-        let again = start(Settings { listen: admin.local_addr() }, Metrics::new(), Health::new());
+        let again = start(Settings { listen: admin.local_addr() }, Metrics::new(), Health::new(), None);
         let error = again.expect_err("the address is taken");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert!(error.to_string().contains(&admin.local_addr().to_string()), "{error}");

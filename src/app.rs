@@ -18,6 +18,7 @@ use crate::apns::{self, Apns, tls};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::app::App;
+use crate::logging::Level;
 use crate::metrics::Metrics;
 use crate::pause::{Jitter, Pause};
 use crate::worker::mailbox::{self, Outbox};
@@ -79,7 +80,7 @@ pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
 }
 
 /// `ringcast run`: the worker, until a signal.
-pub fn run(config: Config) -> Result<Ending, StartError> {
+pub fn run(config: Config, level: Option<Level>) -> Result<Ending, StartError> {
     block_on(async {
         let mut first = Signals::listen()?;
         // Listened to from the first signal on.
@@ -89,7 +90,7 @@ pub fn run(config: Config) -> Result<Ending, StartError> {
                 Err(_) => std::future::pending().await,
             }
         };
-        serve(config, first.next(), second).await
+        serve(config, level, first.next(), second).await
     })?
 }
 
@@ -147,9 +148,12 @@ impl Core {
 /// direction of the flow: not ready → no new invites → what was begun is finished, confirmed, acknowledged → GOAWAY →
 /// admin last.
 ///
+/// `level`: that of the log, which the admin endpoints may then change.
+///
 /// It stops when `stop` returns, and lets go of what is then still under way when `cut` does, which is not polled before.
 pub async fn serve(
     config: Config,
+    level: Option<Level>,
     stop: impl Future<Output = ()>,
     cut: impl Future<Output = ()>,
 ) -> Result<Ending, StartError> {
@@ -162,7 +166,7 @@ pub async fn serve(
         stage => Readiness::not_ready(stage),
     });
     let admin =
-        admin::start(config.admin, Arc::clone(&metrics), health.clone()).map_err(StartError::Admin)?;
+        admin::start(config.admin, Arc::clone(&metrics), health.clone(), level).map_err(StartError::Admin)?;
     let heartbeat = tokio::spawn({
         let health = health.clone();
         async move { health.beat().await }

@@ -30,6 +30,7 @@ pub use certificate::{AppCertificate, BrokerCertificate, Concern, date};
 pub use mistake::Mistakes;
 
 use crate::domain::app::App;
+use crate::logging::{self, Format};
 use crate::{admin, amqp, apns, worker};
 use input::Input;
 use reader::Reader;
@@ -52,7 +53,7 @@ pub struct Config {
     /// `[admin]`.
     pub admin: admin::Settings,
     /// `[log]`.
-    pub log: Log,
+    pub log: logging::Settings,
     /// `worker.shutdown_grace`: how long finishing may take.
     pub shutdown_grace: Duration,
     /// `apns.reload_interval`: how often the files of credentials are looked at; zero: never.
@@ -62,26 +63,6 @@ pub struct Config {
     /// The client certificate that the broker is shown.
     pub broker_certificate: Option<BrokerCertificate>,
     input: Input,
-}
-
-/// `[log]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// How lines look.
-    pub format: LogFormat,
-    /// Directives for `tracing_subscriber::EnvFilter`, already found readable.
-    pub level: String,
-}
-
-/// `log.format`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// [`LogFormat::Human`] where stderr is a terminal, else [`LogFormat::Json`].
-    Auto,
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Human,
 }
 
 /// Reads all layers. `environment` is the whole environment (`std::env::vars_os()`): of it `RINGCAST__…` is read, and
@@ -213,24 +194,12 @@ fn read_admin(reader: &mut Reader) -> admin::Settings {
     admin::Settings { listen }
 }
 
-const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-
-fn read_log(reader: &mut Reader) -> Log {
+fn read_log(reader: &mut Reader) -> logging::Settings {
     let mut log = reader.section(&["log"]);
-    let words = [("auto", LogFormat::Auto), ("json", LogFormat::Json), ("human", LogFormat::Human)];
+    let words = [("auto", Format::Auto), ("json", Format::Json), ("human", Format::Human)];
     let format = log.word("format", &words);
-    // Without `=`, a word is a level; the library would take any other for the name of a module, and log nothing else.
-    let is_level =
-        |part: &str| part.contains('=') || LOG_LEVELS.contains(&part.trim().to_ascii_lowercase().as_str());
-    // The library panics at some letters beyond ASCII, and no module's name has one.
-    let is_filter = |text: &str| text.is_ascii() && tracing_subscriber::EnvFilter::try_new(text).is_ok();
-    let level = log.text("level", |text| {
-        if is_filter(text) && text.split(',').all(is_level) {
-            return Ok(text.to_owned());
-        }
-        Err("is not a log filter; give a level (off, error, warn, info, debug, trace) and exceptions, as in \"info,h2=warn\"".to_owned())
-    });
-    Log { format, level }
+    let level = log.text("level", |text| logging::check(text).map(|()| text.to_owned()));
+    logging::Settings { format, level }
 }
 
 /// The host's name: in Kubernetes and in shells a variable, else asked of the kernel.

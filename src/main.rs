@@ -1,14 +1,13 @@
 //! `ringcast`: makes iPhones ring. The subcommands, logging and exit codes; everything else is in the library.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use ringcast::app::{self, Ending};
 use ringcast::cli;
-use ringcast::config::{self, Config, Log, LogFormat};
-use tracing_subscriber::EnvFilter;
+use ringcast::config::{self, Config};
+use ringcast::logging::{self, Level};
 
 /// Done.
 const DONE: u8 = 0;
@@ -75,29 +74,32 @@ fn main() -> ExitCode {
         }
     };
     let code = match command_line.command {
-        Command::Run(place) => with_config(&place, |config| ending(app::run(config))),
+        Command::Run(place) => with_config(&place, |config, level| ending(app::run(config, Some(level)))),
         Command::Check(place) => check(&place),
-        Command::Topology(Topology::Declare(place)) => with_config(&place, |config| declare(&config)),
-        Command::Topology(Topology::Policies(place)) => with_config(&place, |config| {
+        Command::Topology(Topology::Declare(place)) => with_config(&place, |config, _| declare(&config)),
+        Command::Topology(Topology::Policies(place)) => with_config(&place, |config, _| {
             print(cli::topology::policies(&config.amqp, config.worker.deadline_max))
         }),
         Command::Topology(Topology::Permissions(place)) => {
-            with_config(&place, |config| print(cli::topology::permissions(&config.amqp)))
+            with_config(&place, |config, _| print(cli::topology::permissions(&config.amqp)))
         }
-        Command::Pipe(place) => with_config(&place, |config| ending(cli::pipe::run(config))),
+        Command::Pipe(place) => with_config(&place, |config, _| ending(cli::pipe::run(config))),
     };
     ExitCode::from(code)
 }
 
 /// Reads the configuration and starts logging, or says every mistake.
-fn with_config(place: &Configuration, command: impl FnOnce(Config) -> u8) -> u8 {
+fn with_config(place: &Configuration, command: impl FnOnce(Config, Level) -> u8) -> u8 {
     match config::load(place.config.as_deref(), std::env::vars_os()) {
         Ok(config) => {
-            if let Err(mistake) = start_logging(&config.log) {
-                eprintln!("log.level: {mistake}");
-                return CONFIGURATION;
+            // Its level was read before, with everything else.
+            match logging::start(&config.log) {
+                Ok(level) => command(config, level),
+                Err(mistake) => {
+                    eprintln!("log.level {mistake}");
+                    CONFIGURATION
+                }
             }
-            command(config)
         }
         Err(mistakes) => {
             eprintln!("{mistakes}");
@@ -157,23 +159,6 @@ fn ending(ending: Result<Ending, app::StartError>) -> u8 {
             if error.is_configuration() { CONFIGURATION } else { FAILED }
         }
     }
-}
-
-/// Logs go to stderr: for people on a terminal, else one JSON object a line.
-fn start_logging(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::try_new(&log.level)?;
-    let human = match log.format {
-        LogFormat::Human => true,
-        LogFormat::Json => false,
-        LogFormat::Auto => std::io::stderr().is_terminal(),
-    };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if human {
-        builder.with_ansi(std::io::stderr().is_terminal()).init();
-    } else {
-        builder.json().flatten_event(true).init();
-    }
-    Ok(())
 }
 
 #[cfg(test)]

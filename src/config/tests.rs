@@ -127,7 +127,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.worker.answer_grace, Duration::from_secs(1));
     assert_eq!(config.shutdown_grace, Duration::from_secs(30));
     assert_eq!(config.admin.listen.to_string(), "0.0.0.0:9090");
-    assert_eq!(config.log.format, LogFormat::Auto);
+    assert_eq!(config.log.format, Format::Auto);
     assert_eq!(config.apps.len(), 1);
     assert_eq!(config.apps[0].topic(), "com.acme.voice.voip");
     assert_eq!(config.apps[0].payload.call_id, "callUUID");
@@ -190,7 +190,7 @@ fn the_environment_overrides_the_file_and_needs_none() {
     assert_eq!(config.amqp.uri, "amqp://a:b@broker/%2f");
     assert_eq!(config.worker.name, "1", "texts are raw");
     assert_eq!(config.apns.credentials[0][0].key_id(), Some("1234567890"), "texts are raw, digits too");
-    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.log.format, Format::Json);
 }
 
 #[test]

@@ -7,17 +7,18 @@ use std::path::{Path, PathBuf};
 
 /// Folders are layers, imports point down. A room, and what of the crate it may name besides itself. `cli`, `app`, `main`
 /// and `bin` see everything.
-const IMPORTS: [(&str, &[&str]); 10] = [
+const IMPORTS: [(&str, &[&str]); 11] = [
     ("domain", &[]),
     ("clock", &[]),
+    ("logging", &[]),
     ("metrics", &[]),
     ("pause", &[]),
     ("simulator", &[]),
     ("worker", &["domain", "clock", "metrics", "pause"]),
     ("apns", &["domain", "worker::gateway", "clock", "metrics", "pause"]),
     ("amqp", &["worker::mailbox", "metrics", "pause"]),
-    ("admin", &["metrics"]),
-    ("config", &["domain", "worker", "apns", "amqp", "admin"]),
+    ("admin", &["logging", "metrics"]),
+    ("config", &["domain", "worker", "apns", "amqp", "admin", "logging"]),
 ];
 
 /// Rooms at the top, which may import every other.

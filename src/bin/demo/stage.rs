@@ -154,7 +154,7 @@ impl Running {
                 // A sender that is gone means the same.
                 let _ = stopped.await;
             };
-            app::block_on(app::serve(config, stop, std::future::pending()))?
+            app::block_on(app::serve(config, None, stop, std::future::pending()))?
         })
     }
 
@@ -166,7 +166,7 @@ impl Running {
         let running = Self::start(move |stopped| {
             app::block_on(async move {
                 let metrics = Metrics::new();
-                let admin = admin::start(config.admin, Arc::clone(&metrics), Health::new())
+                let admin = admin::start(config.admin, Arc::clone(&metrics), Health::new(), None)
                     .map_err(StartError::Admin)?;
                 let core = Core::start(&config, outbox, &metrics, &Jitter::random())?;
                 let (stop, stopping) = watch::channel(false);
