@@ -6,7 +6,10 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use ringcast::app::{self, Ending};
 use ringcast::cli;
+use ringcast::cli::watch::{Filter, Form};
 use ringcast::config::{self, Config};
+use ringcast::domain::id::CallId;
+use ringcast::domain::outcome::InviteResult;
 use ringcast::logging::{self, Level};
 
 /// Done.
@@ -44,6 +47,8 @@ enum Command {
     Topology(Topology),
     /// The same delivery without a broker: invites as JSON lines on stdin, outcomes and token events on stdout
     Pipe(Configuration),
+    /// Results as they pass, live, from workers with amqp.live = true
+    Watch(Watch),
 }
 
 #[derive(Subcommand)]
@@ -62,6 +67,37 @@ struct Configuration {
     /// The TOML file. Variables go over it: RINGCAST__AMQP__PREFETCH is amqp.prefetch. It may be left out when they say all
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Watch {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// Each result as it was published, one JSON object a line, device tokens whole
+    #[arg(long)]
+    json: bool,
+    /// Only this app's, several times for several
+    #[arg(long = "app", value_name = "NAME")]
+    apps: Vec<String>,
+    /// Only outcomes with this result, several times for several
+    #[arg(long = "result", value_name = "RESULT", value_parser = result)]
+    results: Vec<InviteResult>,
+    /// Only this call's, with each device, and each stage's time where workers have worker.timeline = true
+    #[arg(long, value_name = "ID", value_parser = call_id)]
+    call: Option<CallId>,
+}
+
+fn result(text: &str) -> Result<InviteResult, String> {
+    let known = InviteResult::ALL.iter().find(|result| result.as_str() == text);
+    known.copied().ok_or_else(|| {
+        let words: Vec<&str> = InviteResult::ALL.iter().map(|result| result.as_str()).collect();
+        format!("no such result; there are {}", words.join(", "))
+    })
+}
+
+fn call_id(text: &str) -> Result<CallId, String> {
+    CallId::parse(text)
+        .ok_or_else(|| "a call id is a UUID, as in 6f1c0f3e-7d1a-4b0e-9a55-0c2f8f1f2d10".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -83,6 +119,7 @@ fn main() -> ExitCode {
         Command::Topology(Topology::Permissions(place)) => {
             with_config(&place, |config, _| print(cli::topology::permissions(&config.amqp)))
         }
+        Command::Watch(wanted) => with_config(&wanted.configuration, |config, _| watch(&config, &wanted)),
         Command::Pipe(place) => with_config(&place, |config, _| ending(cli::pipe::run(config))),
     };
     ExitCode::from(code)
@@ -129,11 +166,37 @@ fn declare(config: &Config) -> u8 {
             eprintln!("{error}");
             if error.is_unavailable() { UNAVAILABLE } else { FAILED }
         }
-        Err(error) => {
-            eprintln!("no runtime: {error}");
-            FAILED
-        }
+        Err(error) => no_runtime(&error),
     }
+}
+
+fn watch(config: &Config, wanted: &Watch) -> u8 {
+    let configured: Vec<&str> = config.apps.iter().map(|app| app.name.as_str()).collect();
+    if let Some(unknown) = wanted.apps.iter().find(|app| !configured.contains(&app.as_str())) {
+        eprintln!("--app: {unknown:?} is not configured; there are {}", configured.join(", "));
+        return USAGE;
+    }
+    let filter = Filter { apps: wanted.apps.clone(), results: wanted.results.clone(), call: wanted.call };
+    let form = match (wanted.json, wanted.call) {
+        (true, _) => Form::Json,
+        (false, Some(_)) => Form::Story,
+        (false, None) => Form::Line,
+    };
+    // A signal ends it where it stands, as it ends everything that only shows.
+    let (mut out, mut told) = (std::io::stdout(), std::io::stderr());
+    match app::block_on(cli::watch::run(&config.amqp, &filter, form, &mut out, &mut told)) {
+        Ok(Ok(())) => DONE,
+        Ok(Err(error)) => {
+            eprintln!("{error}");
+            if error.is_unavailable() { UNAVAILABLE } else { FAILED }
+        }
+        Err(error) => no_runtime(&error),
+    }
+}
+
+fn no_runtime(error: &std::io::Error) -> u8 {
+    eprintln!("no runtime: {error}");
+    FAILED
 }
 
 /// Prints a text of its own lines.

@@ -5,7 +5,7 @@
 //! alone. The client library's own recovery stays off, because it leaves consumers that wait for ever. [`dial`] makes a
 //! connection, to the `host` whose turn it is, [`topology`] knows every queue and exchange, `reader` keeps each queue being
 //! read, by an `inbox` that consumes and settles on `terms` that may change, `outbox` publishes, `absence` notices what goes
-//! missing. Towards the worker there are only the two flows of `worker::mailbox`.
+//! missing, [`live`] looks on. Towards the worker there are only the two flows of `worker::mailbox`.
 
 mod absence;
 mod describe;
@@ -14,6 +14,7 @@ mod fate;
 mod host;
 mod inbox;
 mod limit;
+pub mod live;
 mod outbox;
 mod properties;
 mod reader;

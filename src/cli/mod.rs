@@ -3,3 +3,4 @@
 pub mod check;
 pub mod pipe;
 pub mod topology;
+pub mod watch;

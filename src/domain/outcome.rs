@@ -68,6 +68,17 @@ pub enum InviteResult {
 }
 
 impl InviteResult {
+    /// Every one.
+    pub const ALL: [Self; 7] = [
+        Self::Accepted,
+        Self::Expired,
+        Self::Ended,
+        Self::Unknown,
+        Self::Undeliverable,
+        Self::Duplicate,
+        Self::Malformed,
+    ];
+
     /// The word in outcomes and labels.
     pub fn as_str(self) -> &'static str {
         match self {

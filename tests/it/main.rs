@@ -40,4 +40,5 @@ mod tidy;
 mod twice;
 mod untaken;
 mod vhost;
+mod watch;
 mod worker;

@@ -2,6 +2,7 @@
 
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use ringcast::amqp::live::Onlooker;
 use ringcast::amqp::topology::Thing;
 use ringcast::amqp::{Error, State, supervisor};
 use ringcast::cli::topology;
@@ -180,6 +181,14 @@ async fn the_printed_commands_are_right_and_their_rights_enough() {
     let reader = Peer::new(&broker.uri().replace("guest:guest", "READER:secret")).await;
     assert_eq!(reader.read("ringcast.outcomes", 1).await.len(), 1);
     assert_eq!(reader.read("ringcast.dead", 1).await.len(), 1);
+    let looks_on = |user: &str| settings(broker.uri().replace("guest:guest", &format!("{user}:secret")));
+    let onlooker = Onlooker::begin(&looks_on("READER"), "onlooker").await;
+    onlooker.expect("who reads results may look on").close().await;
+    let refused = Onlooker::begin(&looks_on("PUBLISHER"), "onlooker").await.err();
+    assert!(
+        matches!(&refused, Some(Error::Declare { reason, .. }) if reason.contains("READER")),
+        "{refused:?}"
+    );
     rig.stop().await;
     assert!(
         matches!(topology::declare(&all).await, Err(Error::Declare { .. })),
