@@ -9,6 +9,7 @@
 //! same order, though not at the same instants.
 
 mod account;
+mod drain;
 mod fault;
 mod tide;
 mod watch;
@@ -17,26 +18,24 @@ use std::time::Duration;
 
 use ringcast::pause::Jitter;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::apple::Apple;
 use crate::cluster::Cluster;
 use crate::load::declare;
 use crate::place::Place;
 use crate::plan::read_all;
-use crate::process::POLL_EVERY;
 use crate::vhost::start_broker;
 use crate::worker::Config;
 
 use account::Account;
+use drain::{all_in, await_drained};
 use fault::{Site, Town, Trouble};
 use tide::Tide;
 use watch::Watch;
 
 /// How long things go wrong, at least: each kind of trouble comes once.
 const SECONDS: u64 = 45;
-/// How long until all is drained once nothing goes wrong any more: far above the calls' deadlines.
-const DRAINED_WITHIN: Duration = Duration::from_mins(2);
 /// Of the invites queues, the one that is deleted and made again.
 const SPARE: &str = "ringcast.invites.spare";
 const INVITES: &str = "ringcast.invites";
@@ -81,16 +80,16 @@ async fn soak(name: &str, mut site: Site) {
 
     site.await_whole().await;
     watch.await_ready().await;
-    await_drained(&site, &watch).await;
+    await_drained(&mut site, &watch).await;
     watch.stop().await;
     let uri = site.uris()[0].clone();
     for queue in [INVITES, SPARE, "ringcast.expired", "ringcast.dead", "ringcast.quarantined-tokens"] {
-        assert_eq!(site.all_in(queue).await, 0, "nothing is left in {queue}");
+        assert_eq!(all_in(site.node(), queue).await, 0, "nothing is left in {queue}");
     }
     let outcomes = read_all(&uri, "ringcast.outcomes").await;
     let events = read_all(&uri, "ringcast.invalid-tokens").await;
     for queue in ["ringcast.outcomes", "ringcast.invalid-tokens"] {
-        assert_eq!(site.all_in(queue).await, 0, "all of {queue} was read");
+        assert_eq!(all_in(site.node(), queue).await, 0, "all of {queue} was read");
     }
     let account = Account::of(&calls, &outcomes, &events, &apple.stop().await);
     println!("{name}: broker: {trouble}; workers: {watch}\n{account}");
@@ -108,24 +107,6 @@ fn config(site: &Site, apple: &Apple, worker: &str) -> Config {
         .text("worker", "name", worker)
         .text("worker", "shutdown_grace", "6s");
     config
-}
-
-/// Waits until the queues are empty and nothing is held: a worker that has just lost its connection holds nothing, and the
-/// broker still counts what it held as delivered.
-async fn await_drained(site: &Site, watch: &Watch<'_>) {
-    let until = Instant::now() + DRAINED_WITHIN;
-    loop {
-        let mut left = 0;
-        for queue in [INVITES, SPARE, "ringcast.expired"] {
-            left += site.all_in(queue).await;
-        }
-        let unsettled = watch.unsettled().await;
-        if left == 0 && unsettled == 0.0 {
-            return;
-        }
-        assert!(Instant::now() < until, "{left} invites wait and {unsettled} are unsettled; {}", watch.log());
-        sleep(POLL_EVERY).await;
-    }
 }
 
 fn number_from(variable: &str) -> Option<u64> {

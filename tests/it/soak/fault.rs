@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::SPARE;
+use super::drain::all_in;
 use super::tide::Tide;
 use crate::broker::Broker;
 use crate::cluster::Cluster;
@@ -80,20 +81,19 @@ impl Site {
         vec![Stop, Kill, CloseAll, CloseRole, MemoryAlarm, Unbind, Cancel]
     }
 
-    fn nodes(&mut self) -> &mut [Broker] {
+    pub(super) fn nodes(&mut self) -> &mut [Broker] {
         match self {
             Self::Alone(node) => std::slice::from_mut(node),
             Self::Cluster(cluster) => &mut cluster.nodes,
         }
     }
 
-    /// How many messages a queue has, those that somebody holds among them.
-    pub(super) async fn all_in(&self, queue: &str) -> usize {
-        let node = match self {
+    /// A node that runs.
+    pub(super) fn node(&self) -> &Broker {
+        match self {
             Self::Alone(node) => node,
             Self::Cluster(cluster) => cluster.running(),
-        };
-        all_in(node, queue).await
+        }
     }
 
     /// Waits until all that can be lost with a node stands on others, too.
@@ -224,20 +224,6 @@ impl fmt::Display for Trouble {
 pub(super) struct Town<'a> {
     pub(super) place: &'a Place,
     pub(super) config: &'a Config,
-}
-
-/// How many messages a quorum queue has, those that a consumer holds among them: what its leader says.
-///
-/// The lists of rabbitmqctl are seconds old, and AMQP tells only what lies ready.
-async fn all_in(node: &Broker, queue: &str) -> usize {
-    // RabbitMQ 4.3 takes such a question by its name alone, 3.10 as a function alone.
-    let count = format!(
-        "Queue = {{'%2F_{queue}', node()}}, \
-         {{ok, Count, _}} = try ra:consistent_query(Queue, {{rabbit_fifo, query_messages_total, []}}) \
-         catch error:_ -> ra:consistent_query(Queue, fun rabbit_fifo:query_messages_total/1) end, Count."
-    );
-    let told = node.ctl(&["eval", &count]).await.expect("the queue's leader answers");
-    told.trim().parse().unwrap_or_else(|_| panic!("a number of messages, not {told:?}"))
 }
 
 /// Waits until all that was published to the spare queue is confirmed, and then taken and settled.
