@@ -50,6 +50,7 @@ pub struct Metrics {
     credential_expiry: IntGaugeVec,
     credential_reloads: IntCounterVec,
     token_events: IntCounterVec,
+    breaker_open: IntGaugeVec,
     amqp_connected: IntGaugeVec,
     amqp_dials: IntCounterVec,
     amqp_blocked: IntGauge,
@@ -199,6 +200,11 @@ impl Metrics {
                 "ringcast_token_events_total",
                 "Token events that Apple's answers caused, by app, confidence (`dead`, `suspect`) and queue (`invalid`, `quarantine`).",
                 &["app", "confidence", "to"],
+            ),
+            breaker_open: declare.gauges(
+                "ringcast_breaker_open",
+                "1 while so many tokens of an app are suspect that a setting is more likely to be wrong; their events go to quarantine.",
+                &["app", "environment"],
             ),
             amqp_connected: declare.gauges(
                 "ringcast_amqp_connected",
@@ -413,6 +419,11 @@ impl Metrics {
     /// Apple's answer caused a token event; `to`: `invalid` or `quarantine`.
     pub fn token_event(&self, app: &str, confidence: &str, to: &str) {
         self.token_events.with_label_values(&[app, confidence, to]).inc();
+    }
+
+    /// Whether an app's suspect tokens go to quarantine.
+    pub fn breaker(&self, app: &str, environment: &str, is_open: bool) {
+        self.breaker_open.with_label_values(&[app, environment]).set(i64::from(is_open));
     }
 
     /// An attempt to connect to the broker ended: `connected` or `failed`.

@@ -15,7 +15,7 @@ use super::poison::Poison;
 use super::report::{Flood, Seldom};
 use super::untaken::Untaken;
 use crate::clock::Clock;
-use crate::domain::app::App;
+use crate::domain::app::{App, Environment};
 use crate::domain::invite::Rules;
 use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
@@ -58,6 +58,11 @@ impl<G: Gateway> Worker<G> {
     ) -> Self {
         /// The broker can redeliver what was unacknowledged when a connection went: at most a prefetch each time.
         const PREFETCHES_REMEMBERED: usize = 4;
+        for app in &apps {
+            for environment in Environment::ALL {
+                metrics.breaker(&app.name, environment.as_str(), false);
+            }
+        }
         let rules = Rules {
             apps,
             devices_max: settings.devices_max,
