@@ -323,13 +323,17 @@ fn unix_seconds() -> impl Fn() -> u64 + Send + Sync {
     move || clock.unix_ms().div_euclid(1000).max(0).unsigned_abs()
 }
 
-/// Readiness of the way out, and the worker's gauges.
+/// Readiness of the way out, what is odd about tokens, and the worker's gauges.
 fn watch_results(worker: &Arc<Worker<Apns>>, metrics: &Arc<Metrics>, health: &Health) {
     let results = worker.untaken();
     health.ready_when("results", move || match results.backlog() {
         None => Readiness::ready(),
         Some(backlog) if backlog.is_lasting => Readiness::not_ready(backlog.text),
         Some(backlog) => Readiness::ready().with_note(backlog.text),
+    });
+    let breakers = worker.breakers();
+    health.ready_when("tokens", move || {
+        breakers.open().into_iter().fold(Readiness::ready(), Readiness::with_note)
     });
     let gauges = Arc::downgrade(worker);
     metrics.refresh_with(move || {

@@ -176,6 +176,7 @@ fn read_worker(reader: &mut Reader, host_name: impl Fn() -> String) -> (worker::
             Duration::ZERO..=Duration::from_secs(30),
             "the outcome waits as long",
         ),
+        suspect_percent_max: worker.number("suspect_percent_max", 1..=100, "100 believes every answer"),
     };
     let shutdown_grace = worker.duration(
         "shutdown_grace",

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::bar::Bar;
 use super::dispatch::{Dispatched, dispatch};
 use super::gateway::{Gateway, Push, Trail};
-use super::invalidation::{self, Invalidation};
+use super::invalidation;
 use super::ledger::{Admission, Known, Ticket};
 use super::mailbox::{Delivery, Properties, Publication};
 use super::poison::{is_poison, is_unreadable};
@@ -21,9 +21,10 @@ use crate::domain::id::{ApnsId, Identity};
 use crate::domain::invite::{Device, Invite, Malformed};
 use crate::domain::outcome::{self, DeviceOutcome, InviteResult, Outcome};
 use crate::domain::policy::{Policy, PushError, Stage, Verdict};
+use crate::domain::push;
 use crate::domain::response::Action;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::{push, token_event};
+use crate::domain::token_event::{self, TokenEvent};
 
 /// When an invite was taken, on both clocks, and what its delivery says.
 #[derive(Clone, Copy)]
@@ -196,19 +197,22 @@ async fn ring<G: Gateway>(
     let plans: Vec<Plan> = invite.devices.iter().map(plan).collect();
     let dispatches = invite.devices.iter().zip(&plans).map(|(device, plan)| async move {
         match plan {
-            Plan::Settled(outcome) => Rung { outcome: (**outcome).clone(), event: None, untried: None },
+            Plan::Settled(outcome) => Rung::settled((**outcome).clone()),
             Plan::Push(push) => {
                 let policy = Policy { attempts_max: worker.settings.attempts_max };
                 let dispatched =
                     dispatch(&worker.gateway, policy, push, &worker.jitter, &worker.metrics).await;
-                settle(worker, invite, &identity, device, push, dispatched)
+                settle(worker, invite, device, push, dispatched)
             }
         }
     });
     let rungs = unless_stopped(join_all(dispatches), &plans, stop).await?;
     let mut devices = Vec::with_capacity(invite.devices.len());
     let mut invalidations = Vec::new();
-    for Rung { outcome, event, untried } in rungs {
+    for Rung { outcome, is_accepted, event, untried } in rungs {
+        if is_accepted {
+            worker.breakers.accepted(&invite.app, outcome.environment);
+        }
         if let Some(id) = untried {
             ticket.release(id);
         }
@@ -241,10 +245,10 @@ async fn ring<G: Gateway>(
         devices: Some(devices),
     };
     let mut publications = vec![publish_outcome(&identity, &outcome, Some(&invite.app.name))];
-    for Invalidation { publication, confidence } in invalidations {
-        worker.metrics.token_event(&invite.app.name, confidence.as_str(), "invalid");
-        publications.push(publication);
-    }
+    // Only now: what Apple accepted of this very invite speaks for the settings, too.
+    publications.extend(
+        invalidations.into_iter().map(|event| invalidation::publish(worker, &identity, invite, &event)),
+    );
     for publication in &mut publications {
         carry(properties, publication);
     }
@@ -279,10 +283,19 @@ async fn told(stop: &mut watch::Receiver<bool>) {
 /// What became of one device.
 struct Rung {
     outcome: DeviceOutcome,
+    /// APNs answered 200.
+    is_accepted: bool,
     /// The event that Apple's word makes.
-    event: Option<Invalidation>,
+    event: Option<TokenEvent>,
     /// The claim that was made for a push of which no attempt was made.
     untried: Option<ApnsId>,
+}
+
+impl Rung {
+    /// One that was settled without a push.
+    fn settled(outcome: DeviceOutcome) -> Self {
+        Self { outcome, is_accepted: false, event: None, untried: None }
+    }
 }
 
 /// What to do with one device: nothing, because it is settled already, or a push.
@@ -357,20 +370,19 @@ fn plan(
 fn settle<G: Gateway>(
     worker: &Worker<G>,
     invite: &Invite,
-    identity: &Identity,
     device: &Device,
     push: &Push,
     dispatched: Dispatched,
 ) -> Rung {
     let apns_id = push.apns_id;
     let Dispatched { verdict, attempts, latency, response, error } = dispatched;
-    if verdict == Verdict::Accepted {
+    let is_accepted = verdict == Verdict::Accepted;
+    if is_accepted {
         worker.metrics.slack(push.deadline.saturating_duration_since(Instant::now()));
     }
     let key_id = worker.key_ids.get(invite.app.index, device.environment);
     let key_id = key_id.as_deref();
-    let event =
-        invalidation::announce(invite, identity, device, verdict, response.as_ref(), key_id, worker.now());
+    let event = invalidation::announce(invite, device, verdict, response.as_ref(), key_id, worker.now());
     let (result, action, stage) = outcome::describe(verdict);
     let mut outcome =
         DeviceOutcome::untried(device.token.clone(), device.id.clone(), device.environment, result, action);
@@ -390,7 +402,7 @@ fn settle<G: Gateway>(
     if refused || matches!(verdict, Verdict::Unknown | Verdict::Failed | Verdict::Expired(_)) {
         outcome.error = error.map(|error| error.to_string());
     }
-    Rung { outcome, event, untried: (attempts == 0).then_some(apns_id) }
+    Rung { outcome, is_accepted, event, untried: (attempts == 0).then_some(apns_id) }
 }
 
 /// The outcome of a message that is no invite.

@@ -8,27 +8,18 @@ use crate::domain::timestamp::Timestamp;
 use crate::domain::token_event::{self, Confidence, TokenEvent};
 
 use super::mailbox::{Publication, Route};
-
-/// A token event, and how sure it is, for the metric.
-#[derive(Debug)]
-pub(super) struct Invalidation {
-    /// What to publish.
-    pub publication: Publication,
-    /// `dead` or `suspect`.
-    pub confidence: Confidence,
-}
+use super::run::Worker;
 
 /// The event that a device's verdict makes, if any: only Apple's two kinds of word about a token do, and not one that is
 /// older than the token's registration.
 pub(super) fn announce(
     invite: &Invite,
-    identity: &Identity,
     device: &Device,
     verdict: Verdict,
     response: Option<&Response>,
     key_id: Option<&str>,
     observed_at: Timestamp,
-) -> Option<Invalidation> {
+) -> Option<TokenEvent> {
     let confidence = match verdict {
         Verdict::InvalidToken => Confidence::Dead,
         Verdict::SuspectToken => Confidence::Suspect,
@@ -38,7 +29,7 @@ pub(super) fn announce(
     if token_event::is_outdated(response.invalid_since, device.registered_at) {
         return None;
     }
-    let event = TokenEvent {
+    Some(TokenEvent {
         kind: token_event::KIND,
         token: device.token.clone(),
         device_id: device.id.clone(),
@@ -53,17 +44,30 @@ pub(super) fn announce(
         observed_at,
         call_id: invite.call_id,
         key_id: key_id.map(str::to_owned),
-    };
-    let publication = Publication {
-        route: Route::Results(format!("invalid_token.{}", invite.app.name)),
+    })
+}
+
+/// The event on its way: a suspect token's to quarantine while so many are suspect that a setting is. The one place that
+/// tells the breaker of suspect tokens, so that an event is judged by all that is known when it leaves.
+pub(super) fn publish<G>(
+    worker: &Worker<G>,
+    identity: &Identity,
+    invite: &Invite,
+    event: &TokenEvent,
+) -> Publication {
+    let kept_back = event.confidence == Confidence::Suspect && worker.breakers.suspect(&invite.app, event);
+    let (key, to) =
+        if kept_back { ("quarantined_token", "quarantine") } else { ("invalid_token", "invalid") };
+    worker.metrics.token_event(&event.app, event.confidence.as_str(), to);
+    Publication {
+        route: Route::Results(format!("{key}.{}", event.app)),
         kind: token_event::KIND,
-        message_id: identity.token_event_id(&device.token).to_string(),
-        body: super::publish::to_json(&event),
+        message_id: identity.token_event_id(&event.token).to_string(),
+        body: super::publish::to_json(event),
         correlation_id: None,
         traceparent: None,
         tracestate: None,
-    };
-    Some(Invalidation { publication, confidence })
+    }
 }
 
 /// The id that a device's push carries.

@@ -1,6 +1,7 @@
 //! The core: what happens to one invite between its delivery and its ack.
 
 mod bar;
+mod breaker;
 mod dispatch;
 pub mod gateway;
 mod handle;
@@ -15,6 +16,7 @@ mod untaken;
 
 use std::time::Duration;
 
+pub use breaker::Breakers;
 pub use run::{Worker, run};
 pub use untaken::{Backlog, Untaken};
 
@@ -35,4 +37,6 @@ pub struct Settings {
     pub attempts_max: u32,
     /// How long after the deadline an attempt written before it may still be answered.
     pub answer_grace: Duration,
+    /// Percent of an app's answers about tokens that may be suspect before a setting is suspected; 100: never.
+    pub suspect_percent_max: u32,
 }

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use super::Settings;
+use super::breaker::Breakers;
 use super::gateway::{Gateway, KeyIds};
 use super::handle::{Fate, handle};
 use super::ledger::Ledger;
@@ -15,7 +16,7 @@ use super::poison::Poison;
 use super::report::{Flood, Seldom};
 use super::untaken::Untaken;
 use crate::clock::Clock;
-use crate::domain::app::{App, Environment};
+use crate::domain::app::App;
 use crate::domain::invite::Rules;
 use crate::domain::timestamp::Timestamp;
 use crate::metrics::Metrics;
@@ -31,6 +32,7 @@ pub struct Worker<G> {
     pub(super) outbox: Outbox,
     pub(super) ledger: Ledger,
     pub(super) poison: Poison,
+    pub(super) breakers: Breakers,
     pub(super) clock: Clock,
     pub(super) metrics: Arc<Metrics>,
     pub(super) jitter: Jitter,
@@ -58,11 +60,7 @@ impl<G: Gateway> Worker<G> {
     ) -> Self {
         /// The broker can redeliver what was unacknowledged when a connection went: at most a prefetch each time.
         const PREFETCHES_REMEMBERED: usize = 4;
-        for app in &apps {
-            for environment in Environment::ALL {
-                metrics.breaker(&app.name, environment.as_str(), false);
-            }
-        }
+        let breakers = Breakers::new(&apps, settings.suspect_percent_max, Arc::clone(&metrics));
         let rules = Rules {
             apps,
             devices_max: settings.devices_max,
@@ -79,6 +77,7 @@ impl<G: Gateway> Worker<G> {
             outbox,
             ledger: Ledger::new(remembered),
             poison: Poison::new(remembered),
+            breakers,
             clock,
             metrics,
             jitter,
@@ -93,6 +92,11 @@ impl<G> Worker<G> {
     /// The results that the broker does not take.
     pub fn untaken(&self) -> Untaken {
         self.untaken.clone()
+    }
+
+    /// The breakers for suspect tokens.
+    pub fn breakers(&self) -> Breakers {
+        self.breakers.clone()
     }
 
     /// Writes the gauges that only a scrape needs.
@@ -193,6 +197,7 @@ mod tests {
             ring_time_min: Duration::ZERO,
             attempts_max: 1,
             answer_grace: Duration::ZERO,
+            suspect_percent_max: 20,
         };
         let (outbox, mut postings) = outbox(1);
         let (clock, jitter) = (Clock::simulated(0), Jitter::seeded(1));

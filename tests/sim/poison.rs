@@ -111,6 +111,7 @@ async fn work(messages: &[Message]) -> Story {
         ring_time_min: Duration::ZERO,
         attempts_max: 3,
         answer_grace: Duration::from_secs(1),
+        suspect_percent_max: 20,
     };
     let (outbox, postings) = outbox(2 * PREFETCH);
     let worker = Worker::new(

@@ -35,6 +35,7 @@ impl World {
             ring_time_min: Duration::ZERO,
             attempts_max: 3,
             answer_grace: Duration::from_secs(1),
+            suspect_percent_max: 20,
         };
         let prefetch = self.plan.prefetch;
         let (outbox, postings) = outbox(2 * prefetch);

@@ -59,6 +59,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[amqp.uri]\nx = 1", "amqp.uri (c.toml:4): is a table, but a text (a secret, not shown) is wanted; as in uri = \"amqp://guest:guest@127.0.0.1:5672/%2f\""),
     ("[amqp]\nzzzzzzzzzz = 1", "amqp.zzzzzzzzzz (c.toml:5): is not a known key; known here are ca_file, client_cert_file, "),
     ("[ampq]\nprefetch = 1\nlive = 3", "ampq (c.toml:4): is not a known section; did you mean amqp?"),
+    ("[worker]\nsuspect_percent_max = 0", "worker.suspect_percent_max (c.toml:5): 0 is out of range; from 1 to 100 (100 believes every answer)"),
     ("[worker]\nprefetch = 1", "worker.prefetch (c.toml:5): is not a known key; did you mean amqp.prefetch?"),
     ("[tls]", "tls (c.toml:4): is not a known section; known here are admin, amqp, apns, apps, log, worker"),
     ("[apns]\nca_file = \"{folder}/key.p8\"", "apns.ca_file (c.toml:5): \"{folder}/key.p8\" holds no certificate in PEM; give a file of certificates"),
