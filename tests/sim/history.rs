@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ringcast::simulator::{self, Record, Target};
-use ringcast::worker::mailbox::Route;
+use ringcast::worker::mailbox::{Publication, Route};
 
 use crate::broker::{Happening, Message};
 
@@ -65,6 +65,8 @@ pub struct Totals {
     stored: usize,
     confirmed: usize,
     outcomes: usize,
+    /// Token events, by where they went and how sure they are.
+    events: BTreeMap<String, usize>,
     results: BTreeMap<String, usize>,
 }
 
@@ -83,6 +85,7 @@ impl Totals {
                 Happening::Cut { .. } => self.cuts += 1,
                 Happening::Stored { publication, .. } => {
                     self.stored += 1;
+                    self.add_event(publication);
                     if let Route::Results(key) = &publication.route
                         && key.starts_with("outcome.")
                     {
@@ -102,6 +105,15 @@ impl Totals {
         }
     }
 
+    fn add_event(&mut self, publication: &Publication) {
+        let Route::Results(key) = &publication.route else { return };
+        if publication.kind == "ringcast.invalid-token.v1" {
+            let event: serde_json::Value = serde_json::from_slice(&publication.body).expect("JSON");
+            let confidence = event["confidence"].as_str().unwrap_or("?");
+            *self.events.entry(format!("{confidence} by {key}")).or_default() += 1;
+        }
+    }
+
     pub fn merge(&mut self, other: Self) {
         self.invites += other.invites;
         self.requests += other.requests;
@@ -114,6 +126,9 @@ impl Totals {
         self.stored += other.stored;
         self.confirmed += other.confirmed;
         self.outcomes += other.outcomes;
+        for (event, count) in other.events {
+            *self.events.entry(event).or_default() += count;
+        }
         for (result, count) in other.results {
             *self.results.entry(result).or_default() += count;
         }
@@ -134,6 +149,16 @@ impl Totals {
             assert!(
                 self.results.get(result).copied().unwrap_or(0) > 10,
                 "hardly any device was {result}: {self:?}"
+            );
+        }
+        for event in [
+            "dead by invalid_token.acme",
+            "suspect by invalid_token.acme",
+            "suspect by quarantined_token.acme",
+        ] {
+            assert!(
+                self.events.get(event).copied().unwrap_or(0) > 100,
+                "hardly any event was {event}: {self:?}"
             );
         }
         assert!(self.redelivered > 100 && self.cuts > 500 && self.rung > 5_000, "too quiet: {self:?}");

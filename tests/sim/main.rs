@@ -9,6 +9,7 @@
 
 #![allow(unreachable_pub, missing_docs, reason = "the modules of a test, which nobody else sees")]
 
+mod breaker;
 mod broker;
 mod checks;
 mod day;

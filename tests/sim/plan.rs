@@ -285,9 +285,10 @@ fn weather(dice: &Dice) -> Vec<(Duration, Event)> {
             events.push((begins + dice.millis(500, longest), until));
         }
     };
-    let unbound = match dice.pick(3) {
+    let unbound = match dice.pick(4) {
         0 => "",
         1 => "outcome",
+        2 => "quarantined_token",
         _ => "invalid_token",
     };
     spell(0.25, 10_000, Event::Unbound(Some(unbound)), Event::Unbound(None));

@@ -1,10 +1,11 @@
 //! What must always hold, whatever the world did: the invariants of the design, read off a history.
 //!
-//! This file reads the history and asserts that worlds drain; `push.rs` speaks of what Apple saw, `result.rs` of what the
-//! broker got.
+//! This file reads the history and asserts that worlds drain; `push.rs` speaks of what Apple saw, `result.rs` of the outcomes
+//! that the broker got, `token.rs` of the token events.
 
 mod push;
 mod result;
+mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -36,7 +37,8 @@ pub fn check(history: &History) -> Vec<String> {
     result::outcomes_stay_the_same(&story, &mut report);
     result::outcomes_tell_the_truth(&story, &mut report);
     result::outcomes_tell_of_earlier_attempts(&story, &mut report);
-    result::token_events_say_what_apple_said(history, &story, &mut report);
+    token::events_say_what_apple_said(history, &story, &mut report);
+    token::events_go_where_they_belong(history, &story, &mut report);
     violations
 }
 

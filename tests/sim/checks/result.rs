@@ -1,4 +1,4 @@
-//! What the broker got: invariants 2, 3 and 5, and that it is true.
+//! What the broker got of outcomes: invariants 2 and 3, and that they are true.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -202,40 +202,6 @@ pub fn outcomes_tell_of_earlier_attempts(story: &Story<'_>, report: &mut impl Fn
             if let (true, Some(record)) = (alone, rung) {
                 report(format!("{} knows of no earlier attempt, but Apple saw {record:?}", told.outcome));
             }
-        }
-    }
-}
-
-/// Invariant 5.
-pub fn token_events_say_what_apple_said(
-    history: &History,
-    story: &Story<'_>,
-    report: &mut impl FnMut(String),
-) {
-    for happening in &history.happenings {
-        let Happening::Stored { publication, .. } = happening else { continue };
-        if publication.kind != "ringcast.invalid-token.v1" {
-            continue;
-        }
-        let event: Value = serde_json::from_slice(&publication.body).expect("events are JSON");
-        let ring = (
-            event["call_id"].as_str().unwrap_or_default().to_owned(),
-            event["token"].as_str().unwrap_or_default().to_owned(),
-        );
-        let (status, reason) = (event["status"].as_u64(), event["reason"].as_str());
-        let said = story
-            .rings
-            .get(&ring)
-            .into_iter()
-            .flatten()
-            .any(|record| record.status.map(u64::from) == status && record.reason.as_deref() == reason);
-        let confidence = match (status, reason) {
-            (Some(410), _) => "dead",
-            (Some(400), Some("BadDeviceToken" | "DeviceTokenNotForTopic")) => "suspect",
-            _ => "none",
-        };
-        if !said || event["confidence"].as_str() != Some(confidence) {
-            report(format!("a token event that Apple did not say: {event}"));
         }
     }
 }
