@@ -11,6 +11,7 @@ mod apple;
 mod bad_input;
 mod base64;
 mod black_hole;
+mod breaker;
 #[path = "../../src/bin/demo/broker.rs"]
 mod broker;
 mod broker_restart;
