@@ -2,7 +2,7 @@
 //! worker's code; what it knows is the contract. The exceptions: `amqp` holds the worker's ends of the two flows;
 //! `credential`, `client_certificate` and `incident` run the simulator, which shares nothing with the worker, in their own process.
 //!
-//! Without RabbitMQ, Python's pika, curl, h2load, tinyproxy or promtool these tests fail and say what to install; they never pass in
+//! Without RabbitMQ, Python's pika, curl, h2load, tinyproxy, Prometheus or promtool these tests fail and say what to install; they never pass in
 //! silence. `tests/run` installs them all.
 
 mod amqp;
@@ -33,6 +33,7 @@ mod pipe;
 mod place;
 mod plan;
 mod process;
+mod prometheus;
 mod proxy;
 mod reload;
 mod soak;

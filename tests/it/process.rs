@@ -102,6 +102,19 @@ impl Process {
         self.child.kill().await.unwrap_or_else(|error| panic!("{} cannot be killed: {error}", self.name));
     }
 
+    /// Kills it and returns when it is gone, for a `drop` after which its folder is removed.
+    #[expect(clippy::disallowed_methods, reason = "a drop cannot await")]
+    pub(crate) fn end_now(&mut self) {
+        // An error means that it is gone already. Five seconds are enough for the system.
+        let _ = self.child.start_kill();
+        for _ in 0..5_000 {
+            if !self.child.try_wait().is_ok_and(|status| status.is_none()) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits for its end and gives the exit status.
     pub(crate) async fn ended(&mut self, within: Duration) -> ExitStatus {
         let Ok(status) = timeout(within, self.child.wait()).await else {
