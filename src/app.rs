@@ -118,6 +118,7 @@ impl Core {
         let trust = tls::Trust::load(config.apns.ca_file.as_deref())?;
         let dials = tls::dials(&config.apns, &trust)?;
         let apns = Apns::new(&config.apns, &config.apps, &dials, &clock, metrics, jitter)?;
+        metrics.start_apps(config.apps.iter().map(|app| &*app.name));
         apns.start(&config.apps);
         let (changing, amqp) = watch::channel(config.amqp.clone());
         let reloading = reload::start(config, &trust, &apns, changing, metrics);
@@ -192,7 +193,7 @@ pub async fn serve(
     let (deliveries, delivered) = mpsc::channel(prefetch);
     let (phase, phases) = watch::channel(Phase::Running);
     let status = Status::new();
-    watch_broker(&status, &health);
+    watch_broker(&status, &core.amqp, &metrics, &health);
     let mut broker = tokio::spawn(supervisor::run(Supervisor {
         settings: core.amqp.clone(),
         worker_name: config.worker.name.clone(),
@@ -343,8 +344,19 @@ fn watch_results(worker: &Arc<Worker<Apns>>, metrics: &Arc<Metrics>, health: &He
     });
 }
 
-/// Readiness of the broker's side.
-fn watch_broker(status: &Status, health: &Health) {
+/// Readiness of the broker's side, and what may be held of it.
+fn watch_broker(
+    status: &Status,
+    settings: &watch::Receiver<amqp::Settings>,
+    metrics: &Arc<Metrics>,
+    health: &Health,
+) {
+    let (settings, gauges) = (settings.clone(), Arc::downgrade(metrics));
+    metrics.refresh_with(move || {
+        if let Some(metrics) = gauges.upgrade() {
+            metrics.amqp_prefetch(settings.borrow().prefetch);
+        }
+    });
     let status = status.clone();
     health.ready_when("amqp", move || match status.state() {
         State::Consuming => Readiness::ready(),

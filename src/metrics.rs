@@ -4,6 +4,7 @@
 //! what each means and what to do when it is odd; `tests/it/metrics.rs` lays it beside what a worker serves. Labels come from closed sets: the
 //! `app` label holds configured names only, `reason` only words known to Apple's pages, else `other`.
 
+mod amqp;
 mod declaration;
 mod labels;
 #[cfg(test)]
@@ -36,11 +37,13 @@ pub struct Metrics {
     late_answers: IntCounterVec,
     ledger_entries: IntGaugeVec,
     ledger_answers: IntCounter,
+    apns_pools: IntGaugeVec,
     apns_connections: IntGaugeVec,
     apns_streams: IntGaugeVec,
     apns_oldest_unanswered: GaugeVec,
     apns_goaways: IntCounterVec,
     apns_dials: IntCounterVec,
+    apns_dial_failures: IntCounterVec,
     apns_ping_seconds: HistogramVec,
     apns_connection_ends: IntCounterVec,
     apns_circuit_open: IntGaugeVec,
@@ -55,6 +58,7 @@ pub struct Metrics {
     amqp_dials: IntCounterVec,
     amqp_blocked: IntGauge,
     amqp_unsettled: IntGauge,
+    amqp_prefetch: IntGauge,
     amqp_publishes: IntCounterVec,
     amqp_untaken: IntGauge,
     amqp_oldest_untaken: Gauge,
@@ -131,6 +135,11 @@ impl Metrics {
                 "ringcast_ledger_answers_total",
                 "Invites that came again and were answered from memory, without a push.",
             ),
+            apns_pools: declare.gauges(
+                "ringcast_apns_pools",
+                "Pools in use, one per environment and credential, by state: `usable`, `unconnected` (no connection), `refused` (Apple refuses the credential).",
+                &["environment", "state"],
+            ),
             apns_connections: declare.gauges(
                 "ringcast_apns_connections",
                 "Connections to APNs by state: `dialing`, `usable`, `draining`.",
@@ -155,6 +164,11 @@ impl Metrics {
                 "ringcast_apns_dials_total",
                 "Attempts to open a connection to APNs, by result: `connected`, `failed`.",
                 &["environment", "result"],
+            ),
+            apns_dial_failures: declare.counters(
+                "ringcast_apns_dial_failures_total",
+                "Attempts to open a connection to APNs that failed, by why: `name` (DNS), `connect` (TCP), `proxy`, `trust` (its certificate), `tls`, `http2`, `closed` (by the peer, at once), `timeout`, `key` (it cannot sign).",
+                &["environment", "reason"],
             ),
             apns_ping_seconds: declare.histograms(
                 "ringcast_apns_ping_seconds",
@@ -223,6 +237,10 @@ impl Metrics {
             amqp_unsettled: declare.gauge(
                 "ringcast_amqp_unsettled",
                 "Deliveries held and not yet settled; the prefetch is their limit, together with the one before while it changes.",
+            ),
+            amqp_prefetch: declare.gauge(
+                "ringcast_amqp_prefetch",
+                "Deliveries that may be unsettled: `amqp.prefetch`, as it is now.",
             ),
             amqp_publishes: declare.counters(
                 "ringcast_amqp_publishes_total",
@@ -383,6 +401,17 @@ impl Metrics {
         self.apns_dials.with_label_values(&[environment, result]).inc();
     }
 
+    /// A connection attempt failed; `reason` from a closed set.
+    pub fn apns_dial_failure(&self, environment: &str, reason: &str) {
+        self.apns_dial_failures.with_label_values(&[environment, reason]).inc();
+    }
+
+    /// How many pools of an environment are in a state: `usable`, `unconnected`, `refused`.
+    pub fn apns_pools(&self, environment: &str, state: &str, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.apns_pools.with_label_values(&[environment, state]).set(count);
+    }
+
     /// A PONG came, so long after its PING.
     pub fn apns_ping(&self, environment: &str, way: Duration) {
         self.apns_ping_seconds.with_label_values(&[environment]).observe(way.as_secs_f64());
@@ -424,47 +453,6 @@ impl Metrics {
     /// Whether an app's suspect tokens go to quarantine.
     pub fn breaker(&self, app: &str, environment: &str, is_open: bool) {
         self.breaker_open.with_label_values(&[app, environment]).set(i64::from(is_open));
-    }
-
-    /// An attempt to connect to the broker ended: `connected` or `failed`.
-    pub fn amqp_dial(&self, result: &str) {
-        self.amqp_dials.with_label_values(&[result]).inc();
-    }
-
-    /// The connection of a role (`consume`, `publish`) became usable or was lost.
-    pub fn amqp_connected(&self, role: &str, connected: bool) {
-        self.amqp_connected.with_label_values(&[role]).set(i64::from(connected));
-    }
-
-    /// The broker blocks publishing, or does so no more.
-    pub fn amqp_blocked(&self, blocked: bool) {
-        self.amqp_blocked.set(i64::from(blocked));
-    }
-
-    /// Deliveries came (positive) or were settled or lost (negative).
-    pub fn amqp_unsettled(&self, difference: i64) {
-        self.amqp_unsettled.add(difference);
-    }
-
-    /// A publication's fate: `confirmed`, `returned`, `nacked`, `lost`.
-    pub fn amqp_publish(&self, result: &str) {
-        self.amqp_publishes.with_label_values(&[result]).inc();
-    }
-
-    /// A queue is consumed from, or not any more. `queue`: a configured or fixed name.
-    pub fn amqp_reading(&self, queue: &str, reading: bool) {
-        self.amqp_reading.with_label_values(&[queue]).set(i64::from(reading));
-    }
-
-    /// How many results the broker did not take yet, and for how long the oldest.
-    pub fn amqp_untaken(&self, count: usize, age: Duration) {
-        self.amqp_untaken.set(i64::try_from(count).unwrap_or(i64::MAX));
-        self.amqp_oldest_untaken.set(age.as_secs_f64());
-    }
-
-    /// A queue or exchange of the topology is missing, or is not any more. `name`: a configured or fixed name.
-    pub fn amqp_missing(&self, name: &str, missing: bool) {
-        self.amqp_missing.with_label_values(&[name]).set(i64::from(missing));
     }
 
     /// An invite held this many fields that the contract does not name.

@@ -85,6 +85,17 @@ fn tell_address(address: Option<&SocketAddr>) -> String {
 }
 
 impl OpenError {
+    /// For the metric.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Dial(error) => error.label(),
+            Self::Handshake(_) => "http2",
+            Self::Closed(_) => "closed",
+            Self::Mint(_) => "key",
+            Self::Slow(..) => "timeout",
+        }
+    }
+
     /// Whether the peer says that other settings are needed.
     pub(super) fn blames_configuration(&self) -> bool {
         matches!(self, Self::Closed(_) | Self::Handshake(_))

@@ -89,6 +89,26 @@ pub enum DialError {
     Network(String),
 }
 
+impl DialError {
+    /// For the metric.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Name { .. } => "name",
+            Self::Connect { .. } | Self::Network(_) => "connect",
+            Self::Tls { cause, .. } if is_distrust(cause) => "trust",
+            Self::Tls { .. } => "tls",
+            Self::NotHttp2 { .. } => "http2",
+            Self::Proxy { .. } => "proxy",
+        }
+    }
+}
+
+/// Whether we refuse the peer's certificate: no root that vouches for it, another name, expired.
+fn is_distrust(cause: &io::Error) -> bool {
+    let error = cause.get_ref().and_then(|error| error.downcast_ref());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
+}
+
 /// The way to an endpoint over TLS.
 pub fn tls_dial(endpoint: Endpoint, tls: Arc<Tls>) -> Dial {
     Arc::new(TlsDialer { endpoint, tls })

@@ -47,6 +47,9 @@ pub(super) async fn open(pool: Arc<Pool>) -> Result<Opened, Failed> {
     let address = dialled.address;
     drop(dialled);
     metrics.apns_dial(environment, if opened.is_ok() { "connected" } else { "failed" });
+    if let Err(error) = &opened {
+        metrics.apns_dial_failure(environment, error.label());
+    }
     opened.map_err(|error| Failed { error, address })
 }
 

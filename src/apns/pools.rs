@@ -143,6 +143,9 @@ impl Apns {
                 oldest = oldest.max(load.2);
                 suspects += entry.pool.suspects();
             }
+            for (state, count) in states(table.distinct(), environment) {
+                metrics.apns_pools(environment.as_str(), state, count);
+            }
             metrics.apns_suspect_tokens(environment.as_str(), suspects);
             metrics.apns_streams(environment.as_str(), used, allowed);
             metrics.apns_oldest_unanswered(environment.as_str(), oldest);
@@ -205,4 +208,17 @@ impl Apns {
         *self.0.table.write() = Arc::new(table);
         self.0.swaps.send_modify(|swaps| *swaps += 1);
     }
+}
+
+/// How many pools that were begun are in each state. Whoever is refused may have connections.
+fn states(entries: &[Entry], environment: Environment) -> [(&'static str, usize); 3] {
+    let (mut usable, mut unconnected, mut refused) = (0, 0, 0);
+    for entry in entries.iter().filter(|entry| entry.name.0 == environment && entry.pool.is_started()) {
+        *match entry.pool.circuit.trouble() {
+            Some(_) => &mut refused,
+            None if entry.pool.is_usable() => &mut usable,
+            None => &mut unconnected,
+        } += 1;
+    }
+    [("usable", usable), ("unconnected", unconnected), ("refused", refused)]
 }

@@ -10,6 +10,10 @@ const ENVIRONMENTS: [&str; 2] = ["production", "sandbox"];
 /// What becomes of a dial.
 const DIALS: [&str; 2] = ["connected", "failed"];
 
+/// Why dials to APNs fail.
+const DIAL_FAILURES: [&str; 9] =
+    ["name", "connect", "proxy", "trust", "tls", "http2", "closed", "timeout", "key"];
+
 /// Why connections to APNs go out of use.
 const ENDS: [&str; 8] =
     ["goaway", "closed", "no_pong", "unanswered", "provider_token", "replaced", "shrunk", "stopped"];
@@ -27,6 +31,25 @@ const STATUSES: [(u16, &str); 10] = [
     (500, "500"),
     (503, "503"),
 ];
+
+/// What becomes of an invite whose app is known.
+const INVITES: [&str; 6] = ["accepted", "expired", "undeliverable", "unknown", "duplicate", "malformed"];
+
+/// What becomes of a device.
+const DEVICES: [&str; 9] = [
+    "accepted",
+    "expired",
+    "invalid_token",
+    "suspect_token",
+    "rejected",
+    "throttled",
+    "failed",
+    "unknown",
+    "duplicate",
+];
+
+/// What a device's result may ask for.
+const ACTIONS: [&str; 5] = ["drop_token", "check_token", "fix_config", "fix_invite", "report"];
 
 /// What no page of Apple's names.
 const OTHER: &str = "other";
@@ -56,8 +79,9 @@ impl Metrics {
             self.stage_seconds.with_label_values(&[stage]);
         }
         let statuses = STATUSES.map(|(_, label)| label);
-        let of_environments: [(&IntCounterVec, &[&str]); 5] = [
+        let of_environments: [(&IntCounterVec, &[&str]); 6] = [
             (&self.apns_dials, &DIALS),
+            (&self.apns_dial_failures, &DIAL_FAILURES),
             (&self.apns_connection_ends, &ENDS),
             (&self.provider_token_mints, &["minted", "failed"]),
             (&self.late_answers, &statuses),
@@ -70,6 +94,27 @@ impl Metrics {
                 }
             }
             self.apns_ping_seconds.with_label_values(&[environment]);
+        }
+        self.invites.with_label_values(&["unknown", "malformed"]);
+    }
+
+    /// Makes the series of the configured apps, for the same reason.
+    pub fn start_apps<'a>(&self, apps: impl IntoIterator<Item = &'a str>) {
+        for app in apps {
+            for result in INVITES {
+                self.invites.with_label_values(&[app, result]);
+            }
+            for action in ACTIONS {
+                self.device_actions.with_label_values(&[app, action]);
+            }
+            for confidence in ["dead", "suspect"] {
+                self.token_events.with_label_values(&[app, confidence, "invalid"]);
+            }
+            for environment in ENVIRONMENTS {
+                for result in DEVICES {
+                    self.devices.with_label_values(&[app, environment, result]);
+                }
+            }
         }
     }
 }
