@@ -95,18 +95,21 @@ impl DialError {
         match self {
             Self::Name { .. } => "name",
             Self::Connect { .. } | Self::Network(_) => "connect",
-            Self::Tls { cause, .. } if is_distrust(cause) => "trust",
-            Self::Tls { .. } => "tls",
+            Self::Tls { cause, .. } => match tls_error(cause) {
+                Some(rustls::Error::InvalidCertificate(_)) => "trust",
+                Some(_) => "tls",
+                // It broke off in the middle of the handshake.
+                None => "closed",
+            },
             Self::NotHttp2 { .. } => "http2",
             Self::Proxy { .. } => "proxy",
         }
     }
 }
 
-/// Whether we refuse the peer's certificate: no root that vouches for it, another name, expired.
-fn is_distrust(cause: &io::Error) -> bool {
-    let error = cause.get_ref().and_then(|error| error.downcast_ref());
-    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
+/// What TLS itself has to say of a handshake that failed.
+fn tls_error(cause: &io::Error) -> Option<&rustls::Error> {
+    cause.get_ref()?.downcast_ref()
 }
 
 /// The way to an endpoint over TLS.
@@ -185,5 +188,23 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesced<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{AlertDescription, CertificateError};
+
+    use super::*;
+
+    #[test]
+    fn a_handshake_fails_for_trust_for_tls_or_because_the_peer_goes() {
+        let label = |cause| DialError::Tls { host: "localhost".into(), cause }.label();
+        let distrust = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let alert = rustls::Error::AlertReceived(AlertDescription::HandshakeFailure);
+        assert_eq!(label(io::Error::new(io::ErrorKind::InvalidData, distrust)), "trust");
+        assert_eq!(label(io::Error::new(io::ErrorKind::InvalidData, alert)), "tls");
+        assert_eq!(label(io::ErrorKind::UnexpectedEof.into()), "closed");
+        assert_eq!(label(io::Error::new(io::ErrorKind::ConnectionReset, "gone")), "closed");
     }
 }

@@ -92,6 +92,11 @@ impl Apple {
         self.identity.join("AuthKey_KEY1234567.p8")
     }
 
+    /// Stops it in the middle of what it does (SIGSTOP): its connections stay, and carry nothing.
+    pub(crate) fn freeze(&self) {
+        self.process.freeze();
+    }
+
     /// Stops it and reads its journal.
     pub(crate) async fn stop(mut self) -> Vec<Push> {
         self.process.terminate();

@@ -5,6 +5,7 @@
 //! Without RabbitMQ, Python's pika, curl, h2load, tinyproxy, Prometheus or promtool these tests fail and say what to install; they never pass in
 //! silence. `tests/run` installs them all.
 
+mod alerts;
 mod amqp;
 mod amqps;
 mod apple;

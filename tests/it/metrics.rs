@@ -223,6 +223,11 @@ fn label(text: &str) -> (String, Label) {
     (name.trim_matches('`').to_owned(), Label { is_open: values.len() < parts.len(), values })
 }
 
+/// The names of all families on the page.
+pub(crate) fn families() -> BTreeSet<String> {
+    Family::told(PAGE).into_keys().collect()
+}
+
 /// What is on one side and not on the other, one sentence each.
 fn differences(told: &BTreeMap<String, Family>, served: &BTreeMap<String, Family>) -> Vec<String> {
     let mut found = Vec::new();

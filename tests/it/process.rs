@@ -92,8 +92,17 @@ impl Process {
 
     /// Asks it to stop (SIGTERM).
     pub(crate) fn terminate(&self) {
+        self.signal("kill -TERM \"$0\"");
+    }
+
+    /// Makes it stand still (SIGSTOP).
+    pub(crate) fn freeze(&self) {
+        self.signal("kill -STOP \"$0\"");
+    }
+
+    fn signal(&self, kill: &str) {
         let pid = self.pid().to_string();
-        let sent = std::process::Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]).status();
+        let sent = std::process::Command::new("sh").args(["-c", kill, &pid]).status();
         assert!(sent.expect("there is a shell").success(), "{} was not there to be stopped", self.name);
     }
 

@@ -63,22 +63,32 @@ pub(crate) struct Alert {
 impl Prometheus {
     /// Starts it and waits until it answers. All series have the label `job="ringcast"`.
     pub(crate) async fn start(targets: &[Target<'_>], rule_files: &[PathBuf]) -> Self {
-        let ports = Ports::claim().expect("there are free ports");
-        let place = Place::new("prometheus");
         let target = |target: &Target<'_>| {
             json!({
                 "targets": [format!("127.0.0.1:{}", target.port)],
                 "labels": { "instance": target.instance },
             })
         };
+        let targets: Vec<Value> = targets.iter().map(target).collect();
+        Self::scrape(&json!([{ "job_name": "ringcast", "static_configs": targets }]), rule_files).await
+    }
+
+    /// The same for targets of which each is a job of its own.
+    pub(crate) async fn start_jobs(jobs: &[(&str, u16)], rule_files: &[PathBuf]) -> Self {
+        let job = |(name, port): &(&str, u16)| {
+            json!({ "job_name": name, "static_configs": [{ "targets": [format!("127.0.0.1:{port}")] }] })
+        };
+        Self::scrape(&jobs.iter().map(job).collect(), rule_files).await
+    }
+
+    async fn scrape(scrape_configs: &Value, rule_files: &[PathBuf]) -> Self {
+        let ports = Ports::claim().expect("there are free ports");
+        let place = Place::new("prometheus");
         // JSON is YAML, too.
         let config = json!({
             "global": { "scrape_interval": EVERY, "scrape_timeout": EVERY, "evaluation_interval": EVERY },
             "rule_files": rule_files,
-            "scrape_configs": [{
-                "job_name": "ringcast",
-                "static_configs": targets.iter().map(target).collect::<Vec<_>>(),
-            }],
+            "scrape_configs": scrape_configs,
         });
         place.write("prometheus.yml", config.to_string());
         let listen = format!("--web.listen-address=127.0.0.1:{}", ports.first);
@@ -129,6 +139,11 @@ impl Prometheus {
             Alert { name, labels, annotations: texts(&alert["annotations"]) }
         };
         firing.map(alert).collect()
+    }
+
+    /// The groups of rules as it has read them.
+    pub(crate) async fn rules(&self) -> Value {
+        self.get("/api/v1/rules").await["groups"].take()
     }
 
     /// Waits until an expression is as expected, and gives it.

@@ -1,0 +1,220 @@
+//! Real incidents: for each the alert that names its cause fires, and none that blames another side; where nothing is wrong,
+//! none fires at all.
+//!
+//! All of them happen at the same time, each to an installation of its own, under one Prometheus with the rules as they are
+//! shipped, except that every span of time in them is divided by [`FASTER`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use lapin::types::FieldTable;
+use tokio::time::sleep;
+
+use super::RULES;
+use super::caller::Calls;
+use super::scene::{Plan, Scene};
+use crate::amqp::Peer;
+use crate::broker::Broker;
+use crate::client_certificate::Authority;
+use crate::place::Place;
+use crate::plan::now;
+use crate::prometheus::Prometheus;
+use crate::vhost::{Vhost, start_broker};
+
+/// Five minutes are ten seconds.
+const FASTER: u64 = 30;
+const WITHIN: Duration = Duration::from_secs(90);
+/// As long as the longest `for` is watched at least, and as many windows as matter.
+const WATCHED: Duration = Duration::from_secs(20);
+
+/// Apple fails every push.
+const FAILS: &str = "[[fault]]\ndo = \"answer\"\nstatus = 503\nreason = \"ServiceUnavailable\"\n";
+
+/// What must be told of each installation: its side, and alerts that must fire.
+const EXPECTED: [(&str, &str, &[&str]); 11] = [
+    ("healthy", "", &[]),
+    ("apple-fails", "apple", &["RingcastCallsFail", "RingcastAppleErrors"]),
+    ("apple-frozen", "apple", &["RingcastAppleUnreachable"]),
+    ("wrong-team", "settings", &["RingcastCredentialRefused", "RingcastCallsRefused"]),
+    ("wrong-root", "settings", &["RingcastDialsFail"]),
+    ("old-certificate", "settings", &["RingcastCertificateExpires", "RingcastCertificateExpiresSoon"]),
+    ("unbound", "broker", &["RingcastResultsUnroutable"]),
+    ("broker", "broker", &["RingcastBrokerBlocked", "RingcastBrokerLost"]),
+    ("backlog", "load", &["RingcastBacklog", "RingcastCallsExpire"]),
+    ("skewed", "publisher", &["RingcastClockSkewed"]),
+    ("killed", "ringcast", &["RingcastCrashLoop"]),
+];
+
+type Building<'a> = Pin<Box<dyn Future<Output = Scene> + 'a>>;
+type Happening<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+#[tokio::test]
+async fn each_incident_is_told_by_its_alert_and_nobody_else_is_blamed() {
+    let place = Place::new("alerts");
+    let rules = place.write("alerts.yaml", faster(RULES));
+    let (vhost, unbound, mut broker) = tokio::join!(Vhost::new(), Vhost::new(), start_broker());
+    let (uri, unbound_uri, broker_uri) = (vhost.uri(), unbound.uri(), broker.uri());
+    let mut scenes: BTreeMap<&str, Scene> = join_all(build(&uri, &unbound_uri, &broker_uri))
+        .await
+        .into_iter()
+        .map(|scene| (scene.name, scene))
+        .collect();
+    let jobs: Vec<(&str, u16)> =
+        scenes.iter().map(|(name, scene)| (*name, scene.config.admin_port())).collect();
+    let prometheus = Prometheus::start_jobs(&jobs, &[rules]).await;
+    prometheus.await_scraped(jobs.len(), WITHIN).await;
+
+    let mut killed = scenes.remove("killed").expect("it was built");
+    let mut happenings: Vec<Happening<'_>> = vec![
+        Box::pin(async {
+            let peer = Peer::new(&unbound_uri).await;
+            let (queue, exchange, key) = ("ringcast.outcomes", "ringcast.results", "outcome.#");
+            let unbind =
+                peer.channel.queue_unbind(queue.into(), exchange.into(), key.into(), FieldTable::default());
+            unbind.await.expect("it was bound");
+        }),
+        Box::pin(trouble_broker(&mut broker, &prometheus)),
+        Box::pin(kill_until_told(&mut killed, &prometheus)),
+        Box::pin(sleep(WATCHED)),
+    ];
+    scenes["apple-frozen"].apple.freeze();
+    for (job, _, alerts) in &EXPECTED {
+        for alert in *alerts {
+            let query = format!("ALERTS{{job=\"{job}\",alertname=\"{alert}\",alertstate=\"firing\"}}");
+            let prometheus = &prometheus;
+            happenings.push(Box::pin(async move {
+                prometheus.await_query(&query, WITHIN, |samples| !samples.is_empty()).await;
+            }));
+        }
+    }
+    join_all(happenings).await;
+    judge(&prometheus).await;
+}
+
+/// What must have fired has, and who was blamed is who is to blame.
+async fn judge(prometheus: &Prometheus) {
+    let fired = prometheus
+        .query("count by (job, side, alertname) (max_over_time(ALERTS{alertstate=\"firing\"}[10m]))")
+        .await;
+    let mut mistakes = Vec::new();
+    let mut found: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for sample in &fired {
+        let label = |name: &str| sample.labels.get(name).map_or("", String::as_str);
+        found.entry(label("job")).or_default().insert(label("alertname"));
+        let expected = EXPECTED.iter().find(|(job, ..)| *job == label("job"));
+        if expected.is_none_or(|(_, side, _)| *side != label("side")) {
+            mistakes.push(format!("{}: {} blames {}", label("job"), label("alertname"), label("side")));
+        }
+    }
+    assert!(mistakes.is_empty(), "{}; of {found:#?}", mistakes.join("; "));
+    // What a template cannot say, Prometheus says in its place.
+    for alert in prometheus.alerts().await {
+        let text = alert.annotations.values().map(String::as_str).collect::<Vec<_>>().join(" ");
+        let broken = ["<error", "<no value>", "%!", "NaN", "Inf"].iter().find(|word| text.contains(**word));
+        assert!(broken.is_none(), "{}: {text}", alert.name);
+    }
+}
+
+/// All installations. What goes wrong from the start is built in.
+fn build<'a>(uri: &'a str, unbound: &'a str, broker: &'a str) -> Vec<Building<'a>> {
+    let mut fails = Plan::new("apple-fails", uri);
+    fails.script = FAILS;
+    let mut backlog = Plan::new("backlog", uri);
+    backlog.latency_ms = (400, 400);
+    backlog.calls.ring_time = time::Duration::seconds(5);
+    let mut skewed = Plan::new("skewed", uri);
+    skewed.calls = Calls { skew: time::Duration::seconds(20), ..Calls::default() };
+    vec![
+        Box::pin(Plan::new("healthy", uri).build(|_, _| {})),
+        Box::pin(fails.build(|_, _| {})),
+        Box::pin(Plan::new("apple-frozen", uri).build(|_, _| {})),
+        Box::pin(Plan::new("wrong-team", uri).build(|config, _| {
+            config.text("apps.acme.auth", "team_id", "TEAM000000");
+        })),
+        // Never ready.
+        Box::pin(Plan::new("wrong-root", uri).begin(|config, place| {
+            let root = place.write("root.pem", Authority::named("Somebody else").pem());
+            config.path("apns", "ca_file", &root);
+        })),
+        Box::pin(Plan::new("old-certificate", uri).build(|config, place| {
+            let (now, day) = (now(), time::Duration::DAY);
+            let issued = Authority::new().issue("com.umbra.voice", now - day, now + day * 2);
+            let certificate = place.write("umbra.pem", issued.pem());
+            config
+                .text("apps.umbra", "bundle_id", "com.umbra.voice")
+                .path("apps.umbra.auth", "cert_file", &certificate)
+                .path("apps.umbra.auth", "key_file", &certificate);
+        })),
+        Box::pin(Plan::new("unbound", unbound).build(|_, _| {})),
+        Box::pin(Plan::new("broker", broker).build(|_, _| {})),
+        Box::pin(backlog.build(|config, _| {
+            config.set("amqp", "prefetch", "4");
+        })),
+        Box::pin(skewed.build(|_, _| {})),
+        Box::pin(Plan::new("killed", uri).build(|_, _| {})),
+    ]
+}
+
+/// First it has no memory left, then it is gone.
+async fn trouble_broker(broker: &mut Broker, prometheus: &Prometheus) {
+    broker.ctl(&["set_vm_memory_high_watermark", "0"]).await.expect("it raises an alarm");
+    let told = r#"ALERTS{job="broker",alertname="RingcastBrokerBlocked",alertstate="firing"}"#;
+    prometheus.await_query(told, WITHIN, |samples| !samples.is_empty()).await;
+    broker.kill().expect("it can be killed");
+}
+
+/// A worker that lives for some two seconds each time.
+async fn kill_until_told(scene: &mut Scene, prometheus: &Prometheus) {
+    let told = r#"ALERTS{job="killed",alertname="RingcastCrashLoop",alertstate="firing"}"#;
+    while prometheus.query(told).await.is_empty() {
+        scene.kill_worker().await;
+        let up = r#"up{job="killed"} == 1"#;
+        prometheus.await_query(up, WITHIN, |samples| !samples.is_empty()).await;
+        sleep(Duration::from_secs(2)).await;
+    }
+}
+
+/// The rules with every span of time divided.
+fn faster(rules: &str) -> String {
+    let mut text = String::new();
+    for line in rules.lines() {
+        let mut rest = line;
+        while let Some(start) = rest.find('[').or_else(|| rest.find("for: ").map(|start| start + 4)) {
+            let (before, after) = rest.split_at(start + 1);
+            text += before;
+            let end = after.find(']').unwrap_or(after.len());
+            let (span, then) = after.split_at(end);
+            match milliseconds(span) {
+                Some(span) => text += &format!("{}ms", span / FASTER),
+                None => text += span,
+            }
+            rest = then;
+        }
+        text += rest;
+        text.push('\n');
+    }
+    text
+}
+
+/// `5m`, `30s`, `1h`.
+fn milliseconds(span: &str) -> Option<u64> {
+    let (number, unit) = span.split_at_checked(span.len().checked_sub(1)?)?;
+    let unit = match unit {
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    Some(number.parse::<u64>().ok()? * unit)
+}
+
+#[test]
+fn every_span_is_divided_and_nothing_else_is_touched() {
+    let rules = "for: 5m\nexpr: a{b=~\"c|d\"}[10m] > 5 and e[1h] / f[30s]\nsummary: for ever [x]\nfor: 0s\n";
+    let expected = "for: 10000ms\nexpr: a{b=~\"c|d\"}[20000ms] > 5 and e[120000ms] / f[1000ms]\nsummary: for ever [x]\nfor: 0ms\n";
+    assert_eq!(faster(rules), expected);
+    assert!(!faster(RULES).contains("[5m]") && RULES.contains("[5m]"));
+}

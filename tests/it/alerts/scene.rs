@@ -1,0 +1,66 @@
+//! One installation: a worker, an Apple of its own, a queue of its own, and calls that go on all the time.
+
+use super::caller::{Caller, Calls};
+use crate::apple::Apple;
+use crate::load::declare;
+use crate::place::Place;
+use crate::worker::{Config, Worker};
+
+/// What is to be built.
+pub(super) struct Plan<'a> {
+    /// The job under which it is scraped.
+    pub(super) name: &'static str,
+    /// The broker and its virtual host.
+    pub(super) uri: &'a str,
+    /// Added to the script of Apple's side.
+    pub(super) script: &'a str,
+    /// How long each of Apple's answers takes.
+    pub(super) latency_ms: (u64, u64),
+    pub(super) calls: Calls,
+}
+
+/// See the module.
+pub(super) struct Scene {
+    pub(super) name: &'static str,
+    pub(super) apple: Apple,
+    pub(super) config: Config,
+    pub(super) worker: Worker,
+    _caller: Caller,
+    // Last: it is removed when all of them are gone.
+    pub(super) place: Place,
+}
+
+impl Plan<'_> {
+    pub(super) fn new<'a>(name: &'static str, uri: &'a str) -> Plan<'a> {
+        Plan { name, uri, script: "", latency_ms: (5, 20), calls: Calls::default() }
+    }
+
+    /// Builds it, with other settings where `adjust` wants them, and waits until the worker is ready.
+    pub(super) async fn build(self, adjust: impl FnOnce(&mut Config, &Place)) -> Scene {
+        let mut scene = self.begin(adjust).await;
+        scene.worker.await_ready().await;
+        scene
+    }
+
+    /// The same, and waits for nothing.
+    pub(super) async fn begin(self, adjust: impl FnOnce(&mut Config, &Place)) -> Scene {
+        let place = Place::new(self.name);
+        let apple = Apple::start(&place, self.latency_ms, self.script).await;
+        let queue = format!("calls.{}", self.name);
+        let mut config = Config::new(&apple);
+        config.text("amqp", "uri", self.uri).set("amqp", "invites", &format!("[{queue:?}]"));
+        adjust(&mut config, &place);
+        declare(&place, &config).await;
+        let worker = Worker::start(&place, &config, "worker");
+        let caller = Caller::start(self.uri, queue, self.calls).await;
+        Scene { name: self.name, apple, config, worker, _caller: caller, place }
+    }
+}
+
+impl Scene {
+    /// Kills the worker, and starts it again at once.
+    pub(super) async fn kill_worker(&mut self) {
+        self.worker.kill().await;
+        self.worker = Worker::start_ready(&self.place, &self.config, "worker").await;
+    }
+}
