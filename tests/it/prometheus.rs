@@ -75,9 +75,7 @@ impl Prometheus {
 
     /// The same for targets of which each is a job of its own.
     pub(crate) async fn start_jobs(jobs: &[(&str, u16)], rule_files: &[PathBuf]) -> Self {
-        let job = |(name, port): &(&str, u16)| {
-            json!({ "job_name": name, "static_configs": [{ "targets": [format!("127.0.0.1:{port}")] }] })
-        };
+        let job = |(name, port): &(&str, u16)| json!({ "job_name": name, "static_configs": [{ "targets": [format!("127.0.0.1:{port}")] }] });
         Self::scrape(&jobs.iter().map(job).collect(), rule_files).await
     }
 

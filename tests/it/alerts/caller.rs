@@ -54,7 +54,8 @@ impl Caller {
                 let body = calls.invite(number);
                 let properties = BasicProperties::default().with_message_id(format!("call-{number}").into());
                 let options = BasicPublishOptions::default();
-                let publish = channel.basic_publish("".into(), queue.as_str().into(), options, &body, properties);
+                let publish =
+                    channel.basic_publish("".into(), queue.as_str().into(), options, &body, properties);
                 if publish.await.is_err() {
                     return;
                 }

@@ -24,10 +24,10 @@ use crate::plan::now;
 use crate::prometheus::Prometheus;
 use crate::vhost::{Vhost, start_broker};
 
-/// Five minutes are ten seconds.
-const FASTER: u64 = 30;
+/// Five minutes are fifteen seconds, one minute is three: a worker that starts on a busy machine is ready before that.
+const FASTER: u64 = 20;
 const WITHIN: Duration = Duration::from_secs(90);
-/// As long as the longest `for` is watched at least, and as many windows as matter.
+/// How long all are watched at least: longer than any `for`.
 const WATCHED: Duration = Duration::from_secs(20);
 
 /// Apple fails every push.
@@ -65,7 +65,8 @@ async fn each_incident_is_told_by_its_alert_and_nobody_else_is_blamed() {
     let jobs: Vec<(&str, u16)> =
         scenes.iter().map(|(name, scene)| (*name, scene.config.admin_port())).collect();
     let prometheus = Prometheus::start_jobs(&jobs, &[rules]).await;
-    prometheus.await_scraped(jobs.len(), WITHIN).await;
+    // All but one.
+    prometheus.await_scraped(jobs.len() - 1, WITHIN).await;
 
     let mut killed = scenes.remove("killed").expect("it was built");
     let mut happenings: Vec<Happening<'_>> = vec![
@@ -81,6 +82,7 @@ async fn each_incident_is_told_by_its_alert_and_nobody_else_is_blamed() {
         Box::pin(sleep(WATCHED)),
     ];
     scenes["apple-frozen"].apple.freeze();
+    scenes.get_mut("wrong-root").expect("it was prepared").start_worker();
     for (job, _, alerts) in &EXPECTED {
         for alert in *alerts {
             let query = format!("ALERTS{{job=\"{job}\",alertname=\"{alert}\",alertstate=\"firing\"}}");
@@ -122,6 +124,9 @@ async fn judge(prometheus: &Prometheus) {
 fn build<'a>(uri: &'a str, unbound: &'a str, broker: &'a str) -> Vec<Building<'a>> {
     let mut fails = Plan::new("apple-fails", uri);
     fails.script = FAILS;
+    // The broker tells a connection that it is blocked when that publishes; so calls must be under way then.
+    let mut slow = Plan::new("broker", broker);
+    slow.latency_ms = (500, 500);
     let mut backlog = Plan::new("backlog", uri);
     backlog.latency_ms = (400, 400);
     backlog.calls.ring_time = time::Duration::seconds(5);
@@ -134,8 +139,8 @@ fn build<'a>(uri: &'a str, unbound: &'a str, broker: &'a str) -> Vec<Building<'a
         Box::pin(Plan::new("wrong-team", uri).build(|config, _| {
             config.text("apps.acme.auth", "team_id", "TEAM000000");
         })),
-        // Never ready.
-        Box::pin(Plan::new("wrong-root", uri).begin(|config, place| {
+        // Its worker starts under Prometheus' eyes, and is never ready.
+        Box::pin(Plan::new("wrong-root", uri).prepare(|config, place| {
             let root = place.write("root.pem", Authority::named("Somebody else").pem());
             config.path("apns", "ca_file", &root);
         })),
@@ -149,7 +154,7 @@ fn build<'a>(uri: &'a str, unbound: &'a str, broker: &'a str) -> Vec<Building<'a
                 .path("apps.umbra.auth", "key_file", &certificate);
         })),
         Box::pin(Plan::new("unbound", unbound).build(|_, _| {})),
-        Box::pin(Plan::new("broker", broker).build(|_, _| {})),
+        Box::pin(slow.build(|_, _| {})),
         Box::pin(backlog.build(|config, _| {
             config.set("amqp", "prefetch", "4");
         })),
@@ -188,7 +193,7 @@ fn faster(rules: &str) -> String {
             let end = after.find(']').unwrap_or(after.len());
             let (span, then) = after.split_at(end);
             match milliseconds(span) {
-                Some(span) => text += &format!("{}ms", span / FASTER),
+                Some(span) => text += &[&(span / FASTER).to_string(), "ms"].concat(),
                 None => text += span,
             }
             rest = then;
@@ -214,7 +219,7 @@ fn milliseconds(span: &str) -> Option<u64> {
 #[test]
 fn every_span_is_divided_and_nothing_else_is_touched() {
     let rules = "for: 5m\nexpr: a{b=~\"c|d\"}[10m] > 5 and e[1h] / f[30s]\nsummary: for ever [x]\nfor: 0s\n";
-    let expected = "for: 10000ms\nexpr: a{b=~\"c|d\"}[20000ms] > 5 and e[120000ms] / f[1000ms]\nsummary: for ever [x]\nfor: 0ms\n";
+    let expected = "for: 15000ms\nexpr: a{b=~\"c|d\"}[30000ms] > 5 and e[180000ms] / f[1500ms]\nsummary: for ever [x]\nfor: 0ms\n";
     assert_eq!(faster(rules), expected);
     assert!(!faster(RULES).contains("[5m]") && RULES.contains("[5m]"));
 }

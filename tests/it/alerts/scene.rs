@@ -24,10 +24,10 @@ pub(super) struct Scene {
     pub(super) name: &'static str,
     pub(super) apple: Apple,
     pub(super) config: Config,
-    pub(super) worker: Worker,
+    worker: Option<Worker>,
     _caller: Caller,
     // Last: it is removed when all of them are gone.
-    pub(super) place: Place,
+    place: Place,
 }
 
 impl Plan<'_> {
@@ -37,13 +37,13 @@ impl Plan<'_> {
 
     /// Builds it, with other settings where `adjust` wants them, and waits until the worker is ready.
     pub(super) async fn build(self, adjust: impl FnOnce(&mut Config, &Place)) -> Scene {
-        let mut scene = self.begin(adjust).await;
-        scene.worker.await_ready().await;
+        let mut scene = self.prepare(adjust).await;
+        scene.start_worker().await_ready().await;
         scene
     }
 
-    /// The same, and waits for nothing.
-    pub(super) async fn begin(self, adjust: impl FnOnce(&mut Config, &Place)) -> Scene {
+    /// The same without a worker.
+    pub(super) async fn prepare(self, adjust: impl FnOnce(&mut Config, &Place)) -> Scene {
         let place = Place::new(self.name);
         let apple = Apple::start(&place, self.latency_ms, self.script).await;
         let queue = format!("calls.{}", self.name);
@@ -51,16 +51,22 @@ impl Plan<'_> {
         config.text("amqp", "uri", self.uri).set("amqp", "invites", &format!("[{queue:?}]"));
         adjust(&mut config, &place);
         declare(&place, &config).await;
-        let worker = Worker::start(&place, &config, "worker");
         let caller = Caller::start(self.uri, queue, self.calls).await;
-        Scene { name: self.name, apple, config, worker, _caller: caller, place }
+        Scene { name: self.name, apple, config, worker: None, _caller: caller, place }
     }
 }
 
 impl Scene {
-    /// Kills the worker, and starts it again at once.
+    /// Starts the worker, and waits for nothing.
+    pub(super) fn start_worker(&mut self) -> &mut Worker {
+        self.worker.insert(Worker::start(&self.place, &self.config, "worker"))
+    }
+
+    /// Kills the worker, starts it again at once, and waits until it is ready.
     pub(super) async fn kill_worker(&mut self) {
-        self.worker.kill().await;
-        self.worker = Worker::start_ready(&self.place, &self.config, "worker").await;
+        if let Some(mut worker) = self.worker.take() {
+            worker.kill().await;
+        }
+        self.start_worker().await_ready().await;
     }
 }
