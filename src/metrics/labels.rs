@@ -107,8 +107,8 @@ impl Metrics {
             for action in ACTIONS {
                 self.device_actions.with_label_values(&[app, action]);
             }
-            for confidence in ["dead", "suspect"] {
-                self.token_events.with_label_values(&[app, confidence, "invalid"]);
+            for (confidence, to) in [("dead", "invalid"), ("suspect", "invalid"), ("suspect", "quarantine")] {
+                self.token_events.with_label_values(&[app, confidence, to]);
             }
             for environment in ENVIRONMENTS {
                 for result in DEVICES {

@@ -33,14 +33,18 @@ const WATCHED: Duration = Duration::from_secs(20);
 /// Apple fails every push.
 const FAILS: &str = "[[fault]]\ndo = \"answer\"\nstatus = 503\nreason = \"ServiceUnavailable\"\n";
 
+/// Apple knows none of the tokens, as when they are of the other environment.
+const STRANGERS: &str = "[[fault]]\ndo = \"answer\"\nstatus = 400\nreason = \"BadDeviceToken\"\n";
+
 /// What must be told of each installation: its side, and alerts that must fire.
-const EXPECTED: [(&str, &str, &[&str]); 11] = [
+const EXPECTED: [(&str, &str, &[&str]); 12] = [
     ("healthy", "", &[]),
     ("apple-fails", "apple", &["RingcastCallsFail", "RingcastAppleErrors"]),
     ("apple-frozen", "apple", &["RingcastAppleUnreachable"]),
     ("wrong-team", "settings", &["RingcastCredentialRefused", "RingcastCallsRefused"]),
     ("wrong-root", "settings", &["RingcastDialsFail"]),
     ("old-certificate", "settings", &["RingcastCertificateExpires", "RingcastCertificateExpiresSoon"]),
+    ("strange-tokens", "settings", &["RingcastBreakerOpen"]),
     ("unbound", "broker", &["RingcastResultsUnroutable"]),
     ("broker", "broker", &["RingcastBrokerBlocked", "RingcastBrokerLost"]),
     ("backlog", "load", &["RingcastBacklog", "RingcastCallsExpire"]),
@@ -124,6 +128,8 @@ async fn judge(prometheus: &Prometheus) {
 fn build<'a>(uri: &'a str, unbound: &'a str, broker: &'a str) -> Vec<Building<'a>> {
     let mut fails = Plan::new("apple-fails", uri);
     fails.script = FAILS;
+    let mut strangers = Plan::new("strange-tokens", uri);
+    strangers.script = STRANGERS;
     // The broker tells a connection that it is blocked when that publishes; so calls must be under way then.
     let mut slow = Plan::new("broker", broker);
     slow.latency_ms = (500, 500);
@@ -153,6 +159,7 @@ fn build<'a>(uri: &'a str, unbound: &'a str, broker: &'a str) -> Vec<Building<'a
                 .path("apps.umbra.auth", "cert_file", &certificate)
                 .path("apps.umbra.auth", "key_file", &certificate);
         })),
+        Box::pin(strangers.build(|_, _| {})),
         Box::pin(Plan::new("unbound", unbound).build(|_, _| {})),
         Box::pin(slow.build(|_, _| {})),
         Box::pin(backlog.build(|config, _| {
