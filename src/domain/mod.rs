@@ -13,3 +13,4 @@ pub mod push;
 pub mod response;
 pub mod timestamp;
 pub mod token_event;
+pub mod trace;
