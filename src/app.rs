@@ -20,8 +20,10 @@ use crate::config::Config;
 use crate::domain::app::App;
 use crate::logging::Level;
 use crate::metrics::Metrics;
+use crate::otlp;
 use crate::pause::{Jitter, Pause};
 use crate::worker::mailbox::{self, Outbox};
+use crate::worker::trace::Tracer;
 use crate::worker::{self, Worker};
 
 /// How long the start waits for a first connection to APNs before invites are taken all the same: until then another worker
@@ -58,6 +60,9 @@ pub enum StartError {
     /// The pools cannot be set up.
     #[error(transparent)]
     Apns(#[from] apns::SetupError),
+    /// Traces cannot be exported.
+    #[error(transparent)]
+    Traces(#[from] otlp::SetupError),
     /// The system gave no runtime, signal handler or pipe.
     #[error("the process cannot start: {0}")]
     System(#[from] io::Error),
@@ -66,7 +71,7 @@ pub enum StartError {
 impl StartError {
     /// Whether other settings would help.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Roots(_) | Self::Apns(_))
+        matches!(self, Self::Roots(_) | Self::Apns(_) | Self::Traces(otlp::SetupError::Roots(_)))
     }
 }
 
@@ -106,12 +111,13 @@ pub struct Core {
 }
 
 impl Core {
-    /// Builds the worker and begins to open connections to APNs. It publishes to `outbox`.
+    /// Builds the worker and begins to open connections to APNs. It publishes to `outbox`, and tells of its invites by `tracer`.
     pub fn start(
         config: &Config,
         outbox: Outbox,
         metrics: &Arc<Metrics>,
         jitter: &Jitter,
+        tracer: Option<Tracer>,
     ) -> Result<Self, StartError> {
         let clock = Clock::system();
         reload::tell_concerns(config);
@@ -135,7 +141,7 @@ impl Core {
             Arc::clone(metrics),
             jitter.clone(),
         );
-        Ok(Self { worker: Arc::new(worker), apns, amqp, reloading })
+        Ok(Self { worker: Arc::new(worker.traced_by(tracer)), apns, amqp, reloading })
     }
 
     /// Takes over nothing more, and closes every connection to APNs after its open streams.
@@ -176,7 +182,8 @@ pub async fn serve(
     let jitter = Jitter::random();
     let prefetch = usize::from(config.amqp.prefetch);
     let (outbox, postings) = mailbox::outbox(2 * prefetch);
-    let core = Core::start(&config, outbox, &metrics, &jitter)?;
+    let (tracer, exporter) = start_traces(&config, &metrics)?.unzip();
+    let core = Core::start(&config, outbox, &metrics, &jitter, tracer)?;
     watch_apns(&core.apns, &config.apps, &metrics, &health);
     watch_results(&core.worker, &metrics, &health);
     tokio::select! {
@@ -253,9 +260,21 @@ pub async fn serve(
         () = cut => Ending::Cut,
     };
     heartbeat.abort();
+    if let Some(exporter) = exporter.filter(|_| ending != Ending::Cut) {
+        exporter.stop();
+    }
     admin.stop();
     tell_ending(ending);
     Ok(ending)
+}
+
+/// Where spans are wanted: what takes them, and the thread that exports them.
+fn start_traces(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<(Tracer, otlp::Exporter)>, otlp::SetupError> {
+    let Some(endpoint) = &config.traces.endpoint else { return Ok(None) };
+    otlp::start(endpoint, &config.traces, &config.worker.name, metrics).map(Some)
 }
 
 fn tell_ending(ending: Ending) {

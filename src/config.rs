@@ -17,6 +17,7 @@ mod section;
 mod source;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod unit;
 
 use std::ffi::OsString;
@@ -31,7 +32,7 @@ pub use mistake::Mistakes;
 
 use crate::domain::app::App;
 use crate::logging::{self, Format};
-use crate::{admin, amqp, apns, worker};
+use crate::{admin, amqp, apns, otlp, worker};
 use input::Input;
 use reader::Reader;
 use source::Layer;
@@ -52,6 +53,8 @@ pub struct Config {
     pub apps: Vec<Arc<App>>,
     /// `[admin]`.
     pub admin: admin::Settings,
+    /// `[traces]`.
+    pub traces: otlp::Settings,
     /// `[log]`.
     pub log: logging::Settings,
     /// `worker.shutdown_grace`: how long finishing may take.
@@ -112,6 +115,7 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
     let endpoints = endpoint::read(reader);
     let (worker, shutdown_grace) = read_worker(reader, host_name);
     let admin = read_admin(reader);
+    let traces = traces::read(reader);
     let log = read_log(reader);
     let apps = app::read(reader);
     let credentials = credential::read(reader, &apps)?;
@@ -130,6 +134,7 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
         worker,
         apps: apps.into_iter().map(Arc::new).collect(),
         admin,
+        traces,
         log,
         shutdown_grace,
         reload_interval: endpoints.reload_interval,
@@ -177,6 +182,7 @@ fn read_worker(reader: &mut Reader, host_name: impl Fn() -> String) -> (worker::
             "the outcome waits as long",
         ),
         suspect_percent_max: worker.number("suspect_percent_max", 1..=100, "100 believes every answer"),
+        timeline: worker.boolean("timeline"),
     };
     let shutdown_grace = worker.duration(
         "shutdown_grace",

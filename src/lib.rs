@@ -10,6 +10,7 @@ pub mod config;
 pub mod domain;
 pub mod logging;
 pub mod metrics;
+pub mod otlp;
 pub mod pause;
 pub mod simulator;
 pub mod worker;

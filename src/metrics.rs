@@ -54,6 +54,7 @@ pub struct Metrics {
     credential_reloads: IntCounterVec,
     token_events: IntCounterVec,
     breaker_open: IntGaugeVec,
+    spans: IntCounterVec,
     amqp_connected: IntGaugeVec,
     amqp_dials: IntCounterVec,
     amqp_blocked: IntGauge,
@@ -219,6 +220,11 @@ impl Metrics {
                 "ringcast_breaker_open",
                 "1 while so many tokens of an app are suspect that a setting is more likely to be wrong; their events go to quarantine.",
                 &["app", "environment"],
+            ),
+            spans: declare.counters(
+                "ringcast_spans_total",
+                "Spans of traces, by what became of them: `exported`, `dropped` (no room to wait), `failed` (not taken).",
+                &["result"],
             ),
             amqp_connected: declare.gauges(
                 "ringcast_amqp_connected",
@@ -453,6 +459,11 @@ impl Metrics {
     /// Whether an app's suspect tokens go to quarantine.
     pub fn breaker(&self, app: &str, environment: &str, is_open: bool) {
         self.breaker_open.with_label_values(&[app, environment]).set(i64::from(is_open));
+    }
+
+    /// Spans were `exported`, `dropped` for want of room, or `failed`.
+    pub fn spans(&self, result: &str, count: usize) {
+        self.spans.with_label_values(&[result]).inc_by(count as u64);
     }
 
     /// An invite held this many fields that the contract does not name.

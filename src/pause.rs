@@ -28,13 +28,18 @@ impl Jitter {
 
     /// The next number, in `[0, 1)`.
     pub fn draw(&self) -> f64 {
+        let top = u32::try_from(self.bits() >> 32).unwrap_or(u32::MAX);
+        f64::from(top) / (f64::from(u32::MAX) + 1.0)
+    }
+
+    /// The next number, in 64 bits.
+    pub fn bits(&self) -> u64 {
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
         // SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
         let mut mixed = self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let top = u32::try_from((mixed ^ (mixed >> 31)) >> 32).unwrap_or(u32::MAX);
-        f64::from(top) / (f64::from(u32::MAX) + 1.0)
+        mixed ^ (mixed >> 31)
     }
 }
 

@@ -36,7 +36,7 @@ async fn pipe(config: Config) -> Result<Ending, StartError> {
     let metrics = Metrics::new();
     let prefetch = usize::from(config.amqp.prefetch);
     let (outbox, postings) = mailbox::outbox(2 * prefetch);
-    let core = Core::start(&config, outbox, &metrics, &Jitter::random())?;
+    let core = Core::start(&config, outbox, &metrics, &Jitter::random(), None)?;
 
     let (lines, read) = mpsc::channel(LINES_AHEAD);
     let bytes_max = config.worker.invite_bytes_max;

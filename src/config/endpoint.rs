@@ -94,7 +94,7 @@ fn parse(text: &str, environment: Environment) -> Result<Endpoint, String> {
 }
 
 /// Host and port of a URL that has no more than these. `rest`: the part after the scheme.
-fn split(text: &str, rest: &str) -> Result<(String, Option<u16>), &'static str> {
+pub(super) fn split(text: &str, rest: &str) -> Result<(String, Option<u16>), &'static str> {
     if rest.contains(['/', '?', '#']) {
         return Err("has a path");
     }

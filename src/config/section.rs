@@ -100,6 +100,21 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// A share from 0.0 to 1.0.
+    pub(super) fn share(&mut self, key: &str) -> f64 {
+        self.read(key, "a number from 0.0 to 1.0", &|value| {
+            let number = match *value {
+                Value::Float(number) => number,
+                Value::Integer(Some(0)) => 0.0,
+                Value::Integer(Some(1)) => 1.0,
+                Value::Integer(_) => f64::NAN,
+                _ => return None,
+            };
+            let wrong = || "is out of range; from 0.0 to 1.0 (of all, so many)".to_owned();
+            Some((0.0..=1.0).contains(&number).then_some(number).ok_or_else(wrong))
+        })
+    }
+
     /// True or false.
     pub(super) fn boolean(&mut self, key: &str) -> bool {
         self.read(key, "true or false", &|value| match value {

@@ -79,6 +79,8 @@ pub(super) enum Value {
     Text(String),
     /// `None`: beyond 64 bits.
     Integer(Option<i64>),
+    /// A number with a fraction.
+    Float(f64),
     Boolean(bool),
     List(Vec<Value>),
     Table,
@@ -99,6 +101,7 @@ impl Value {
         match self {
             Self::Text(_) | Self::Raw(_) => "a text",
             Self::Integer(_) => "a whole number",
+            Self::Float(_) => "a number with a fraction",
             Self::Boolean(_) => "true or false",
             Self::List(_) => "a list",
             Self::Table => "a table",
@@ -111,6 +114,7 @@ impl Value {
         match self {
             Self::Text(text) | Self::Raw(text) => format!("\"{text}\""),
             Self::Integer(number) => number.unwrap_or_default().to_string(),
+            Self::Float(number) => format!("{number:?}"),
             Self::Boolean(boolean) => boolean.to_string(),
             // Nothing would not show how one is written.
             Self::List(values) if values.is_empty() => "[\"one\", \"another\"]".to_owned(),
@@ -132,7 +136,8 @@ impl Value {
                 Self::List(values.iter().map(|value| Self::from_toml(value.get_ref())).collect())
             }
             DeValue::Table(_) => Self::Table,
-            DeValue::Float(_) => Self::Other("a number with a fraction"),
+            // TOML's own reader has found it a number.
+            DeValue::Float(number) => Self::Float(number.as_str().parse().unwrap_or(f64::NAN)),
             DeValue::Datetime(_) => Self::Other("a date"),
         }
     }

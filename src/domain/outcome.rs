@@ -45,6 +45,60 @@ pub struct Outcome {
     /// One entry per device in the invite's order; absent when malformed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<DeviceOutcome>>,
+    /// What happened when, in order of time; absent unless it is asked for (`worker.timeline`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<Vec<Step>>,
+}
+
+/// One step of an invite's way. Which of the fields it has depends on its stage (README, *The timeline*).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// When.
+    pub at: Timestamp,
+    /// `created`, `received`, `written`, `answered`, `unanswered`, `unprocessed`, `unsent`, `retry`, `omitted`, `settled`.
+    pub stage: &'static str,
+    /// The device's place among `devices`, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<usize>,
+    /// Which attempt for the device, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// Why there is another attempt: `unprocessed`, `transient`, `ambiguous`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<&'static str>,
+    /// How long the attempt waited for a stream, in milliseconds; or how long the pause before another one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
+    /// What APNs answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Apple's word, verbatim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Ours: why there is no answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// How many attempts are left out, where there were too many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<usize>,
+}
+
+impl Step {
+    /// A step with nothing but its time and stage.
+    pub fn new(at: Timestamp, stage: &'static str) -> Self {
+        Self {
+            at,
+            stage,
+            device: None,
+            attempt: None,
+            class: None,
+            wait_ms: None,
+            status: None,
+            reason: None,
+            error: None,
+            count: None,
+        }
+    }
 }
 
 /// The result of an invite.

@@ -62,11 +62,12 @@ pub(super) fn status_label(status: u16) -> &'static str {
 impl Metrics {
     /// Makes the series whose labels are known in advance, so that the first event is an increase and not a birth.
     pub(super) fn start_at_zero(&self) {
-        let closed: [(&IntCounterVec, &[&str]); 6] = [
+        let closed: [(&IntCounterVec, &[&str]); 7] = [
             (&self.expired, &["broker", "queue", "slot", "retry"]),
             (&self.attempts, &["first", "unprocessed", "transient", "ambiguous"]),
             (&self.apns_goaways, &["none", OTHER]),
             (&self.credential_reloads, &["taken", "refused"]),
+            (&self.spans, &["exported", "dropped", "failed"]),
             (&self.amqp_dials, &DIALS),
             (&self.amqp_publishes, &["confirmed", "returned", "nacked", "lost"]),
         ];

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::gateway::{Gateway, Push};
+use super::timeline::{Attempt, End, Notes};
 use crate::domain::policy::{Class, Policy, Progress, PushError, Step, Verdict};
 use crate::domain::response::Response;
 use crate::metrics::Metrics;
@@ -23,26 +24,51 @@ pub(super) struct Dispatched {
     pub response: Option<Response>,
     /// The last failure that was no answer.
     pub error: Option<PushError>,
+    /// What happened when.
+    pub notes: Notes,
 }
 
 /// Pushes until the policy finishes. The gateway looks at the deadline before every attempt, the policy before every repeat.
+/// `noted`: somebody wants to know what happened when.
 pub(super) async fn dispatch<G: Gateway>(
     gateway: &G,
     policy: Policy,
     push: &Push,
     jitter: &Jitter,
     metrics: &Metrics,
+    noted: bool,
 ) -> Dispatched {
+    let mut notes = Notes::new(noted);
     let mut progress = Progress::default();
     let mut class = Class::First;
     let (mut response, mut error) = (None, None);
     let verdict = loop {
+        let asked = notes.begin();
         let result = gateway.push(push).await;
         if !matches!(result, Err(PushError::NotSent(_) | PushError::CredentialRefused(_))) {
             metrics.attempt(class.as_str());
         }
-        let remaining = push.deadline.saturating_duration_since(Instant::now());
+        let ended = Instant::now();
+        let remaining = push.deadline.saturating_duration_since(ended);
         let step = policy.next_step(&mut progress, &result, remaining, jitter.draw());
+        if let Some(asked) = asked {
+            let end = End::of(&result);
+            let number = (!matches!(end, End::Unsent(_))).then_some(progress.attempts());
+            notes.add(Attempt {
+                environment: push.environment,
+                number,
+                class,
+                asked,
+                // What was called back in time was not written after all.
+                written: push.trail.take_written().filter(|_| number.is_some()),
+                ended,
+                end,
+                retry: match step {
+                    Step::Retry { after, class } => Some((class, after)),
+                    Step::Finish(_) => None,
+                },
+            });
+        }
         match result {
             Ok(answer) | Err(PushError::ProviderToken(answer)) => response = Some(answer),
             Err(failure) => error = Some(failure),
@@ -59,5 +85,5 @@ pub(super) async fn dispatch<G: Gateway>(
     };
     let attempts = progress.attempts();
     let latency = push.trail.first().filter(|_| attempts > 0).map(|first| first.elapsed());
-    Dispatched { verdict, attempts, latency, response, error }
+    Dispatched { verdict, attempts, latency, response, error, notes }
 }

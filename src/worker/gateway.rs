@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use crate::domain::app::{App, Environment};
@@ -76,13 +76,28 @@ pub struct Trail {
     first: OnceLock<Instant>,
     connection: AtomicU64,
     lost: AtomicU64,
+    /// When the last attempt was written, where somebody wants to know it.
+    written: Option<Mutex<Option<Instant>>>,
 }
 
 impl Trail {
+    /// One that remembers when each attempt is written.
+    pub fn timed() -> Self {
+        Self { written: Some(Mutex::default()), ..Self::default() }
+    }
+
     /// An attempt is written now on this connection; ids start at 1.
     pub fn mark(&self, connection: u64, now: Instant) {
         self.first.get_or_init(|| now);
         self.connection.store(connection, Ordering::Relaxed);
+        if let Some(written) = &self.written {
+            *written.lock() = Some(now);
+        }
+    }
+
+    /// When the attempt that ended was written; once for each. `None`: it was not, or nobody wanted to know.
+    pub fn take_written(&self) -> Option<Instant> {
+        self.written.as_ref()?.lock().take()
     }
 
     /// When the first attempt was written.

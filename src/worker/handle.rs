@@ -14,9 +14,11 @@ use super::invalidation;
 use super::ledger::{Admission, Known, Ticket};
 use super::mailbox::{Delivery, Properties, Publication};
 use super::poison::{is_poison, is_unreadable};
-use super::publish::{carry, confirm, publish_outcome, reply};
+use super::publish::{confirm, publish_outcome, reply};
 use super::report::{self, Failure};
 use super::run::Worker;
+use super::timeline::{Notes, Timeline};
+use super::trace::{Story, carry, trace_id};
 use crate::domain::id::{ApnsId, Identity};
 use crate::domain::invite::{Device, Invite, Malformed};
 use crate::domain::outcome::{self, DeviceOutcome, InviteResult, Outcome};
@@ -84,12 +86,17 @@ pub(super) async fn handle<G: Gateway>(
         bar: given_up.map(Bar::from),
         deaths: worker.poison.deaths(&identity),
     };
+    let received = (taken.on, taken.at);
+    let mut story = worker
+        .tracer
+        .as_ref()
+        .and_then(|tracer| tracer.begin(&properties, body.len(), redelivered, received));
     // Made after the receipt, it is dropped before it.
     let _witness = worker.poison.witness(identity);
-    match read(worker, &body, &properties, taken) {
+    match read(worker, &body, &properties, taken, story.as_deref()) {
         Err(malformed) => {
-            let outcome = refuse(worker, &identity, &malformed, &properties, taken);
-            if confirm(worker, std::slice::from_ref(&outcome), &receipt).await {
+            let outcome = refuse(worker, &identity, &malformed, &properties, taken, story.as_deref_mut());
+            if confirm(worker, std::slice::from_ref(&outcome), &receipt, story.as_deref_mut()).await {
                 reply(worker, &properties, &outcome);
                 worker.metrics.invite(
                     malformed.known_app.as_ref().map(|app| app.name.as_str()),
@@ -110,7 +117,9 @@ pub(super) async fn handle<G: Gateway>(
                     known
                 }
                 Admission::New(ticket) => {
-                    let rung = ring(worker, &invite, identity, ticket, &properties, taken, &mut stop).await;
+                    let note = story.as_deref_mut();
+                    let rung =
+                        ring(worker, &invite, identity, ticket, &properties, taken, note, &mut stop).await;
                     let Some(known) = rung else {
                         receipt.give_back();
                         return Fate::GivenBack;
@@ -122,7 +131,12 @@ pub(super) async fn handle<G: Gateway>(
             if taken.bar.is_none() {
                 worker.poison.forget(&identity);
             }
-            if confirm(worker, &known.publications, &receipt).await {
+            if let Some(story) = &mut story {
+                story.call_id = Some(invite.call_id);
+                story.app = Some(Arc::clone(&invite.app));
+                story.devices = invite.devices.len();
+            }
+            if confirm(worker, &known.publications, &receipt, story.as_deref_mut()).await {
                 reply(worker, &properties, &known.publications[0]);
                 if poison {
                     receipt.reject();
@@ -133,6 +147,9 @@ pub(super) async fn handle<G: Gateway>(
         }
     }
     worker.metrics.stage("total", taken.at.elapsed());
+    if let (Some(tracer), Some(story)) = (&worker.tracer, story) {
+        tracer.end(story);
+    }
     Fate::Handled
 }
 
@@ -141,6 +158,7 @@ fn read<G>(
     body: &[u8],
     properties: &Properties,
     taken: Taken,
+    story: Option<&Story>,
 ) -> Result<Invite, Malformed> {
     if is_unreadable(taken.deaths) {
         return Err(Malformed::unread(format!(
@@ -166,7 +184,9 @@ fn read<G>(
         worker.metrics.clock_skew(ahead);
         if worker.skew_told.is_due() {
             tracing::warn!(
-                call.id = %invite.call_id, ahead_s = ahead.as_secs_f64(),
+                call.id = %invite.call_id,
+                trace.id = trace_id(properties, story).map(tracing::field::display),
+                ahead_s = ahead.as_secs_f64(),
                 "created_at lies in the future: is a clock wrong?"
             );
         }
@@ -177,6 +197,7 @@ fn read<G>(
 /// Rings every device that can be rung, and makes what is to be published: the outcome first, then the token events.
 /// `None`: the worker was told to stop before an attempt was written, so that the invite is as if it had never come. The
 /// ticket is withdrawn then, with its claims: nothing is remembered, and whoever waits for this invite goes the same way.
+#[expect(clippy::too_many_arguments, reason = "the delivery's parts, each known to its handler alone")]
 async fn ring<G: Gateway>(
     worker: &Worker<G>,
     invite: &Invite,
@@ -184,6 +205,7 @@ async fn ring<G: Gateway>(
     mut ticket: Ticket,
     properties: &Properties,
     taken: Taken,
+    story: Option<&mut Story>,
     stop: &mut watch::Receiver<bool>,
 ) -> Option<Arc<Known>> {
     let left = invite.deadline.since(taken.on);
@@ -193,7 +215,8 @@ async fn ring<G: Gateway>(
     let times =
         Times { deadline: taken.at + left, answer_by: taken.at + left + worker.settings.answer_grace };
 
-    let plan = |device| plan(invite, device, &mut ticket, bar, &body, times);
+    let noted = worker.settings.timeline || story.is_some();
+    let plan = |device| plan(invite, device, &mut ticket, bar, &body, times, noted);
     let plans: Vec<Plan> = invite.devices.iter().map(plan).collect();
     let dispatches = invite.devices.iter().zip(&plans).map(|(device, plan)| async move {
         match plan {
@@ -201,7 +224,7 @@ async fn ring<G: Gateway>(
             Plan::Push(push) => {
                 let policy = Policy { attempts_max: worker.settings.attempts_max };
                 let dispatched =
-                    dispatch(&worker.gateway, policy, push, &worker.jitter, &worker.metrics).await;
+                    dispatch(&worker.gateway, policy, push, &worker.jitter, &worker.metrics, noted).await;
                 settle(worker, invite, device, push, dispatched)
             }
         }
@@ -209,9 +232,13 @@ async fn ring<G: Gateway>(
     let rungs = unless_stopped(join_all(dispatches), &plans, stop).await?;
     let mut devices = Vec::with_capacity(invite.devices.len());
     let mut invalidations = Vec::new();
-    for Rung { outcome, is_accepted, event, untried } in rungs {
+    let mut notes = Vec::new();
+    for Rung { outcome, is_accepted, event, untried, notes: own } in rungs {
         if is_accepted {
             worker.breakers.accepted(&invite.app, outcome.environment);
+        }
+        if noted {
+            notes.push(own);
         }
         if let Some(id) = untried {
             ticket.release(id);
@@ -229,7 +256,11 @@ async fn ring<G: Gateway>(
     let result = InviteResult::of(&devices);
     worker.metrics.invite(Some(&invite.app.name), result.as_str());
     let error = bar.and_then(Bar::error);
-    report::tell_failure(&worker.flood, invite, result, error.as_deref(), &devices);
+    report::tell_failure(&worker.flood, invite, result, error.as_deref(), &devices, || {
+        trace_id(properties, story.as_deref())
+    });
+    let settled = Instant::now();
+    let timeline = noted.then(|| Timeline::new(invite.created_at, (taken.on, taken.at), settled, notes));
     let outcome = Outcome {
         kind: outcome::KIND,
         call_id: Some(invite.call_id),
@@ -238,11 +269,12 @@ async fn ring<G: Gateway>(
         worker: worker.settings.name.clone(),
         deadline: Some(invite.deadline),
         received_at: taken.on,
-        settled_at: worker.now(),
+        settled_at: taken.on.plus(settled - taken.at),
         redelivered: taken.redelivered,
         earlier_attempt: taken.earlier_attempt(),
         error,
         devices: Some(devices),
+        timeline: timeline.as_ref().filter(|_| worker.settings.timeline).map(Timeline::steps),
     };
     let mut publications = vec![publish_outcome(&identity, &outcome, Some(&invite.app.name))];
     // Only now: what Apple accepted of this very invite speaks for the settings, too.
@@ -250,7 +282,12 @@ async fn ring<G: Gateway>(
         invalidations.into_iter().map(|event| invalidation::publish(worker, &identity, invite, &event)),
     );
     for publication in &mut publications {
-        carry(properties, publication);
+        carry(properties, story.as_deref(), publication);
+    }
+    if let Some(story) = story {
+        story.result = Some(result);
+        story.error = outcome.error;
+        story.timeline = timeline;
     }
     Some(ticket.finish(publications))
 }
@@ -289,12 +326,14 @@ struct Rung {
     event: Option<TokenEvent>,
     /// The claim that was made for a push of which no attempt was made.
     untried: Option<ApnsId>,
+    /// What happened when.
+    notes: Notes,
 }
 
 impl Rung {
     /// One that was settled without a push.
     fn settled(outcome: DeviceOutcome) -> Self {
-        Self { outcome, is_accepted: false, event: None, untried: None }
+        Self { outcome, is_accepted: false, event: None, untried: None, notes: Notes::default() }
     }
 }
 
@@ -325,6 +364,7 @@ fn plan(
     bar: Option<Bar>,
     body: &Result<Bytes, String>,
     times: Times,
+    noted: bool,
 ) -> Plan {
     let settled = |result, action, stage: Option<Stage>, error: Option<String>| {
         let (token, id) = (device.token.clone(), device.id.clone());
@@ -362,7 +402,7 @@ fn plan(
         deadline: times.deadline,
         deadline_at: invite.deadline,
         answer_by: times.answer_by,
-        trail: Trail::default(),
+        trail: if noted { Trail::timed() } else { Trail::default() },
     }))
 }
 
@@ -375,7 +415,7 @@ fn settle<G: Gateway>(
     dispatched: Dispatched,
 ) -> Rung {
     let apns_id = push.apns_id;
-    let Dispatched { verdict, attempts, latency, response, error } = dispatched;
+    let Dispatched { verdict, attempts, latency, response, error, notes } = dispatched;
     let is_accepted = verdict == Verdict::Accepted;
     if is_accepted {
         worker.metrics.slack(push.deadline.saturating_duration_since(Instant::now()));
@@ -402,7 +442,7 @@ fn settle<G: Gateway>(
     if refused || matches!(verdict, Verdict::Unknown | Verdict::Failed | Verdict::Expired(_)) {
         outcome.error = error.map(|error| error.to_string());
     }
-    Rung { outcome, is_accepted, event, untried: (attempts == 0).then_some(apns_id) }
+    Rung { outcome, is_accepted, event, untried: (attempts == 0).then_some(apns_id), notes }
 }
 
 /// The outcome of a message that is no invite.
@@ -412,10 +452,12 @@ fn refuse<G>(
     malformed: &Malformed,
     properties: &Properties,
     taken: Taken,
+    story: Option<&mut Story>,
 ) -> Publication {
     if worker.flood.admits(Failure::Malformed) {
         tracing::warn!(
             call.id = malformed.call_id.map(tracing::field::display),
+            trace.id = trace_id(properties, story.as_deref()).map(tracing::field::display),
             app = malformed.app,
             amqp.message_id = properties.message_id,
             error = malformed.error,
@@ -435,9 +477,16 @@ fn refuse<G>(
         earlier_attempt: None,
         error: Some(malformed.error.clone()),
         devices: None,
+        timeline: None,
     };
     let app = malformed.known_app.as_ref().map(|app| app.name.as_str());
     let mut publication = publish_outcome(identity, &outcome, app);
-    carry(properties, &mut publication);
+    carry(properties, story.as_deref(), &mut publication);
+    if let Some(story) = story {
+        story.call_id = malformed.call_id;
+        story.app.clone_from(&malformed.known_app);
+        story.result = Some(InviteResult::Malformed);
+        story.error = Some(malformed.error.clone());
+    }
     publication
 }

@@ -7,6 +7,8 @@
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::domain::trace::{TraceContext, TraceId};
+
 /// One message from an invites queue, or one that the broker gave up on. It stays unacknowledged until its [`Receipt`] is settled.
 #[derive(Debug)]
 pub struct Delivery {
@@ -155,6 +157,13 @@ pub struct Publication {
     pub traceparent: Option<String>,
     /// The invite's `tracestate` header.
     pub tracestate: Option<String>,
+}
+
+impl Publication {
+    /// The trace that it is part of, for the log.
+    pub(super) fn trace_id(&self) -> Option<TraceId> {
+        TraceContext::parse(self.traceparent.as_deref()?).map(|context| context.trace_id)
+    }
 }
 
 /// Why a publication was not confirmed.

@@ -12,6 +12,8 @@ mod poison;
 mod publish;
 mod report;
 mod run;
+pub mod timeline;
+pub mod trace;
 mod untaken;
 
 use std::time::Duration;
@@ -39,4 +41,6 @@ pub struct Settings {
     pub answer_grace: Duration,
     /// Percent of an app's answers about tokens that may be suspect before a setting is suspected; 100: never.
     pub suspect_percent_max: u32,
+    /// Outcomes say what happened when.
+    pub timeline: bool,
 }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::mailbox::{Properties, Publication, PublishError, Receipt, Route};
 use super::run::Worker;
+use super::trace::{Confirm, Story};
 use crate::domain::id::Identity;
 use crate::domain::outcome::{self, Outcome};
 use crate::pause::Pause;
@@ -32,13 +33,6 @@ pub(super) fn publish_outcome(identity: &Identity, outcome: &Outcome, app: Optio
     }
 }
 
-/// Carries the invite's trace and correlation to a result.
-pub(super) fn carry(properties: &Properties, publication: &mut Publication) {
-    publication.correlation_id.clone_from(&properties.correlation_id);
-    publication.traceparent.clone_from(&properties.traceparent);
-    publication.tracestate.clone_from(&properties.tracestate);
-}
-
 /// Copies the outcome to the queue that the publisher asked for.
 pub(super) fn reply<G>(worker: &Worker<G>, properties: &Properties, outcome: &Publication) {
     if let Some(queue) = &properties.reply_to {
@@ -48,11 +42,21 @@ pub(super) fn reply<G>(worker: &Worker<G>, properties: &Properties, outcome: &Pu
 
 /// Publishes until the broker has confirmed all, as long as the delivery can still be settled. False: it cannot, and the
 /// broker gives it to somebody else.
-pub(super) async fn confirm<G>(worker: &Worker<G>, publications: &[Publication], receipt: &Receipt) -> bool {
-    let started = Instant::now();
-    let confirmed = join_all(publications.iter().map(|result| confirm_one(worker, result, receipt))).await;
-    worker.metrics.stage("confirm", started.elapsed());
-    confirmed.into_iter().all(|confirmed| confirmed)
+pub(super) async fn confirm<G>(
+    worker: &Worker<G>,
+    publications: &[Publication],
+    receipt: &Receipt,
+    story: Option<&mut Story>,
+) -> bool {
+    let began = Instant::now();
+    let all = join_all(publications.iter().map(|result| confirm_one(worker, result, receipt))).await;
+    let confirmed = all.into_iter().all(|confirmed| confirmed);
+    let ended = Instant::now();
+    worker.metrics.stage("confirm", ended - began);
+    if let Some(story) = story {
+        story.confirm = Some(Confirm { began, ended, count: publications.len(), confirmed });
+    }
+    confirmed
 }
 
 async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: &Receipt) -> bool {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::domain::invite::Invite;
 use crate::domain::outcome::{DeviceOutcome, InviteResult};
 use crate::domain::response::Action;
+use crate::domain::trace::TraceId;
 
 /// How often the same trouble of a publisher is told.
 const SELDOM: Duration = Duration::from_mins(1);
@@ -74,6 +75,7 @@ pub(super) fn tell_failure(
     result: InviteResult,
     error: Option<&str>,
     devices: &[DeviceOutcome],
+    trace_id: impl FnOnce() -> Option<TraceId>,
 ) {
     let said = match result {
         InviteResult::Accepted | InviteResult::Duplicate => return,
@@ -87,10 +89,11 @@ pub(super) fn tell_failure(
     }
     let why = error.map_or_else(|| reasons(devices), str::to_owned);
     let (call, app, result) = (invite.call_id, invite.app.name.as_str(), result.as_str());
+    let trace = trace_id().map(tracing::field::display);
     if asks_for_settings {
-        tracing::warn!(call.id = %call, app, result, why, "{said}: Apple refuses a setting; see the reason");
+        tracing::warn!(call.id = %call, trace.id = trace, app, result, why, "{said}: Apple refuses a setting; see the reason");
     } else {
-        tracing::info!(call.id = %call, app, result, why, "{said}");
+        tracing::info!(call.id = %call, trace.id = trace, app, result, why, "{said}");
     }
 }
 

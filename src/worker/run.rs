@@ -14,6 +14,7 @@ use super::ledger::Ledger;
 use super::mailbox::{Delivery, Outbox};
 use super::poison::Poison;
 use super::report::{Flood, Seldom};
+use super::trace::Tracer;
 use super::untaken::Untaken;
 use crate::clock::Clock;
 use crate::domain::app::App;
@@ -39,6 +40,7 @@ pub struct Worker<G> {
     pub(super) skew_told: Seldom,
     pub(super) flood: Flood,
     pub(super) untaken: Untaken,
+    pub(super) tracer: Option<Tracer>,
 }
 
 impl<G: Gateway> Worker<G> {
@@ -84,7 +86,14 @@ impl<G: Gateway> Worker<G> {
             skew_told: Seldom::default(),
             flood: Flood::default(),
             untaken: Untaken::default(),
+            tracer: None,
         }
+    }
+
+    /// Tells of its invites by this tracer.
+    #[must_use]
+    pub fn traced_by(self, tracer: Option<Tracer>) -> Self {
+        Self { tracer, ..self }
     }
 }
 
@@ -198,6 +207,7 @@ mod tests {
             attempts_max: 1,
             answer_grace: Duration::ZERO,
             suspect_percent_max: 20,
+            timeline: false,
         };
         let (outbox, mut postings) = outbox(1);
         let (clock, jitter) = (Clock::simulated(0), Jitter::seeded(1));

@@ -97,6 +97,7 @@ impl Attempt<'_> {
             shared.is_told.store(true, Ordering::Relaxed);
             tracing::warn!(
                 amqp.message_id = publication.message_id,
+                trace.id = publication.trace_id().map(tracing::field::display),
                 kind = publication.kind,
                 error = %error,
                 "results are not taken; their invites stay unacknowledged until that is mended (what is missing, \

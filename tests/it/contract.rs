@@ -41,7 +41,38 @@ const OUTCOME: [Field; 10] = [
     must("devices", |value| value.as_array().is_some_and(|devices| !devices.is_empty())),
 ];
 
-const OUTCOME_TOO: [Field; 2] = [may("earlier_attempt", |value| value == "possible"), may("error", is_text)];
+const OUTCOME_TOO: [Field; 3] = [
+    may("earlier_attempt", |value| value == "possible"),
+    may("error", is_text),
+    may("timeline", |value| value.as_array().is_some_and(|steps| steps.iter().all(is_step))),
+];
+
+const STEP: [Field; 10] = [
+    must("at", is_instant),
+    must("stage", |value| {
+        let known = [
+            "created",
+            "received",
+            "written",
+            "answered",
+            "unanswered",
+            "unprocessed",
+            "unsent",
+            "retry",
+            "omitted",
+            "settled",
+        ];
+        is_one_of(value, &known)
+    }),
+    may("device", Value::is_u64),
+    may("attempt", Value::is_u64),
+    may("class", |value| is_one_of(value, &["unprocessed", "transient", "ambiguous"])),
+    may("wait_ms", Value::is_u64),
+    may("status", Value::is_u64),
+    may("reason", is_text),
+    may("error", is_text),
+    may("count", Value::is_u64),
+];
 
 const MALFORMED: [Field; 11] = [
     must("type", |value| value == "ringcast.outcome.v1"),
@@ -235,6 +266,11 @@ pub(crate) fn instant(value: &Value) -> i64 {
     let instant = OffsetDateTime::parse(text, &Rfc3339)
         .unwrap_or_else(|error| panic!("{value} is no instant: {error}"));
     i64::try_from(instant.unix_timestamp_nanos() / 1_000_000).expect("within our era")
+}
+
+fn is_step(value: &Value) -> bool {
+    check_fields(value, STEP.iter());
+    true
 }
 
 fn is_instant(value: &Value) -> bool {

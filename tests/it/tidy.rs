@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Folders are layers, imports point down. A room, and what of the crate it may name besides itself. `cli`, `app`, `main`
 /// and `bin` see everything.
-const IMPORTS: [(&str, &[&str]); 11] = [
+const IMPORTS: [(&str, &[&str]); 12] = [
     ("domain", &[]),
     ("clock", &[]),
     ("logging", &[]),
@@ -17,8 +17,9 @@ const IMPORTS: [(&str, &[&str]); 11] = [
     ("worker", &["domain", "clock", "metrics", "pause"]),
     ("apns", &["domain", "worker::gateway", "clock", "metrics", "pause"]),
     ("amqp", &["worker::mailbox", "metrics", "pause"]),
+    ("otlp", &["domain", "worker::timeline", "worker::trace", "metrics", "pause"]),
     ("admin", &["logging", "metrics"]),
-    ("config", &["domain", "worker", "apns", "amqp", "admin", "logging"]),
+    ("config", &["domain", "worker", "apns", "amqp", "otlp", "admin", "logging"]),
 ];
 
 /// Rooms at the top, which may import every other.

@@ -112,6 +112,7 @@ async fn work(messages: &[Message]) -> Story {
         attempts_max: 3,
         answer_grace: Duration::from_secs(1),
         suspect_percent_max: 20,
+        timeline: true,
     };
     let (outbox, postings) = outbox(2 * PREFETCH);
     let worker = Worker::new(

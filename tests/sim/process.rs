@@ -36,6 +36,7 @@ impl World {
             attempts_max: 3,
             answer_grace: Duration::from_secs(1),
             suspect_percent_max: 20,
+            timeline: self.tells_times(),
         };
         let prefetch = self.plan.prefetch;
         let (outbox, postings) = outbox(2 * prefetch);

@@ -227,6 +227,11 @@ impl World {
         self.build_apns(worker, &Arc::new(AtomicBool::new(true)), &Metrics::new(), &self.jitter(worker))
     }
 
+    /// Whether outcomes say here what happened when.
+    pub fn tells_times(&self) -> bool {
+        self.seed.is_multiple_of(2)
+    }
+
     pub fn jitter(&self, worker: u64) -> Jitter {
         Jitter::seeded(self.seed.wrapping_mul(31).wrapping_add(worker))
     }

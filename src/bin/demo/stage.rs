@@ -168,7 +168,7 @@ impl Running {
                 let metrics = Metrics::new();
                 let admin = admin::start(config.admin, Arc::clone(&metrics), Health::new(), None)
                     .map_err(StartError::Admin)?;
-                let core = Core::start(&config, outbox, &metrics, &Jitter::random())?;
+                let core = Core::start(&config, outbox, &metrics, &Jitter::random(), None)?;
                 let (stop, stopping) = watch::channel(false);
                 let working = worker::run(Arc::clone(&core.worker), delivered, stopping);
                 let told = async {
