@@ -1,10 +1,11 @@
 //! What must always hold, whatever the world did: the invariants of the design, read off a history.
 //!
 //! This file reads the history and asserts that worlds drain; `push.rs` speaks of what Apple saw, `result.rs` of the outcomes
-//! that the broker got, `token.rs` of the token events.
+//! that the broker got, `timeline.rs` of the times in them, `token.rs` of the token events.
 
 mod push;
 mod result;
+mod timeline;
 mod token;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,7 @@ pub fn check(history: &History) -> Vec<String> {
     result::outcomes_tell_of_earlier_attempts(&story, &mut report);
     token::events_say_what_apple_said(history, &story, &mut report);
     token::events_go_where_they_belong(history, &story, &mut report);
+    timeline::timelines_agree_with_the_entries(&story, &mut report);
     violations
 }
 
