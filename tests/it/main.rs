@@ -30,6 +30,7 @@ mod http;
 mod incident;
 mod load;
 mod metrics;
+mod operator;
 mod pipe;
 mod place;
 mod plan;

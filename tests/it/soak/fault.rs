@@ -4,9 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use lapin::options::{QueueBindOptions, QueueDeleteOptions};
-use lapin::types::FieldTable;
-use lapin::{Channel, Connection, ConnectionProperties};
 use ringcast::pause::Jitter;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -17,6 +14,7 @@ use super::tide::Tide;
 use crate::broker::Broker;
 use crate::cluster::Cluster;
 use crate::load::declare;
+use crate::operator::Operator;
 use crate::place::Place;
 use crate::process::POLL_EVERY;
 use crate::vhost::close_connections;
@@ -236,39 +234,4 @@ async fn is_spare_empty(node: &Broker, tide: &Mutex<Tide>) -> bool {
         sleep(POLL_EVERY).await;
     }
     false
-}
-
-/// Somebody at the broker who may change its queues.
-struct Operator {
-    _connection: Connection,
-    channel: Channel,
-}
-
-impl Operator {
-    async fn connect(uri: &str) -> Self {
-        let connection = Connection::connect(uri, ConnectionProperties::default());
-        let connection = connection.await.expect("the broker is up between two troubles");
-        let channel = connection.create_channel().await.expect("a channel");
-        Self { _connection: connection, channel }
-    }
-
-    /// Whether outcomes have their queue.
-    async fn bind(&self, bound: bool) {
-        let (queue, exchange, key) =
-            ("ringcast.outcomes".into(), "ringcast.results".into(), "outcome.#".into());
-        let table = FieldTable::default();
-        let done = if bound {
-            self.channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), table).await
-        } else {
-            self.channel.queue_unbind(queue, exchange, key, table).await
-        };
-        done.expect("an operator may");
-    }
-
-    async fn delete(&self, queue: &str) {
-        self.channel
-            .queue_delete(queue.into(), QueueDeleteOptions::default())
-            .await
-            .expect("an operator may");
-    }
 }
