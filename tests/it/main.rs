@@ -12,6 +12,7 @@ mod apple;
 mod bad_input;
 mod base64;
 mod black_hole;
+mod board;
 mod breaker;
 #[path = "../../src/bin/demo/broker.rs"]
 mod broker;
