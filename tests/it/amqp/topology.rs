@@ -154,6 +154,21 @@ async fn everything_missing_is_named_at_once_and_declare_mends_it() {
 }
 
 #[tokio::test]
+async fn what_comes_back_is_noticed_though_nobody_asks_for_it() {
+    let vhost = Vhost::new().await;
+    let all = settings(vhost.uri());
+    supervisor::declare(&all).await.unwrap();
+    let peer = Peer::new(&vhost.uri()).await;
+    peer.channel.queue_delete("ringcast.ended".into(), QueueDeleteOptions::default()).await.unwrap();
+    let rig = Rig::start(all.clone(), 5);
+    rig.await_consuming().await;
+    rig.await_metric("ringcast_amqp_missing{name=\"ringcast.ended\"} 1").await;
+    supervisor::declare(&all).await.unwrap();
+    rig.await_metric("ringcast_amqp_missing{name=\"ringcast.ended\"} 0").await;
+    rig.stop().await;
+}
+
+#[tokio::test]
 async fn the_printed_commands_are_right_and_their_rights_enough() {
     let broker = start_broker().await;
     supervisor::declare(&settings(broker.uri())).await.unwrap();
