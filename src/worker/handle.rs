@@ -256,7 +256,7 @@ async fn ring<G: Gateway>(
     let result = InviteResult::of(&devices);
     worker.metrics.invite(Some(&invite.app.name), result.as_str());
     let error = bar.and_then(Bar::error);
-    report::tell_failure(&worker.flood, invite, result, error.as_deref(), &devices, || {
+    report::tell(&worker.flood, invite, result, error.as_deref(), &devices, || {
         trace_id(properties, story.as_deref())
     });
     let settled = Instant::now();

@@ -68,8 +68,9 @@ impl Flood {
     }
 }
 
-/// Tells that an invite did not ring, and why. A refusal that other settings would mend is a warning.
-pub(super) fn tell_failure(
+/// Tells that an invite did not ring, and why; at the level `debug`, that one did. A refusal that other settings would mend is a
+/// warning.
+pub(super) fn tell(
     flood: &Flood,
     invite: &Invite,
     result: InviteResult,
@@ -78,7 +79,17 @@ pub(super) fn tell_failure(
     trace_id: impl FnOnce() -> Option<TraceId>,
 ) {
     let said = match result {
-        InviteResult::Accepted | InviteResult::Duplicate => return,
+        InviteResult::Accepted | InviteResult::Duplicate => {
+            tracing::debug!(
+                call.id = %invite.call_id,
+                trace.id = trace_id().map(tracing::field::display),
+                app = invite.app.name,
+                result = result.as_str(),
+                devices = reasons(devices),
+                "the call is answered"
+            );
+            return;
+        }
         InviteResult::Unknown => "nobody knows whether the call rang",
         InviteResult::Expired => "the call expired before it could ring",
         _ => "the call did not ring",

@@ -2,6 +2,7 @@
 
 use crate::apple::Apple;
 use crate::client;
+use crate::http;
 use crate::load::declare;
 use crate::place::Place;
 use crate::plan::{Plan, await_drained};
@@ -156,4 +157,31 @@ async fn check_metrics(worker: &Worker) {
         line.split(['"', ' ']).any(|word| word.len() >= 40 && word.bytes().all(|b| b.is_ascii_hexdigit()))
     };
     assert!(!text.lines().any(token), "no device token in a metric");
+}
+
+#[tokio::test]
+async fn a_call_that_rings_is_a_line_once_the_level_asks_for_it() {
+    let (place, vhost) = (Place::new("level"), Vhost::new().await);
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let mut config = Config::new(&apple);
+    config.text("amqp", "uri", &vhost.uri());
+    declare(&place, &config).await;
+    let mut worker = Worker::start_ready(&place, &config, "worker").await;
+    let mut said = Vec::new();
+    for (salt, level) in [(71, None), (72, Some("ringcast=debug,info")), (73, Some("info"))] {
+        if let Some(level) = level {
+            let answer = http::send("PUT", config.admin_port(), "/log-level", level).await;
+            assert_eq!(answer, Some((200, format!("{level}\n"))));
+        }
+        let plan = Plan::new(1, salt);
+        client::publish(&vhost.uri(), "ringcast.invites", &plan.messages()).await;
+        // The line is written before the outcome is published.
+        client::await_depth(&vhost.uri(), "ringcast.outcomes", said.len() + 1, READY_WITHIN).await;
+        let told = worker.log().lines().filter(|line| line.contains(&plan.invites[0].call_id)).count();
+        said.push(told);
+    }
+    assert_eq!(said, [0, 1, 0], "{}", worker.log());
+    assert!(worker.log().contains("the log's level is changed"), "{}", worker.log());
+    worker.stop().await;
+    apple.stop().await;
 }

@@ -1,4 +1,4 @@
-//! A GET over loopback, by hand: the admin endpoints are read by whatever the operator has.
+//! A request over loopback, by hand: the admin endpoints are read by whatever the operator has.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -7,11 +7,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Status and body, or `None` where nobody answers (yet).
+/// A GET's status and body, or `None` where nobody answers (yet).
 pub(crate) async fn fetch(port: u16, path: &str) -> Option<(u16, String)> {
+    send("GET", port, path, "").await
+}
+
+/// Any request's.
+pub(crate) async fn send(method: &str, port: u16, path: &str, body: &str) -> Option<(u16, String)> {
     let exchange = async {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.ok()?;
