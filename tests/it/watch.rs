@@ -44,7 +44,7 @@ async fn who_looks_on_sees_each_result_as_it_was_published() {
     let uri = vhost.uri();
     let apple = Apple::start(&place, (5, 20), "").await;
     let mut config = Config::new(&apple);
-    config.text("amqp", "uri", &uri).set("amqp", "live", "true");
+    config.text("amqp", "uri", &uri).set("amqp", "live", "true").set("worker", "timeline", "true");
     declare(&place, &config).await;
     let file = place.as_ref().join("declare.toml");
     let file = file.to_str().expect("the test's paths are UTF-8");
@@ -81,12 +81,22 @@ async fn who_looks_on_sees_each_result_as_it_was_published() {
     assert!(few.len() >= plan.count(Kind::Late), "{few:?}");
     assert_eq!(lines(&mut late, few.len()).await.into_iter().collect::<BTreeSet<_>>(), few);
 
-    let story = lines(&mut call, 1 + one.tokens.len()).await;
+    // The outcome, each device, and when each thing happened: received, written and answered once a device, settled.
+    let devices = one.tokens.len();
+    let story = lines(&mut call, 1 + devices + 2 + 2 * devices).await;
     assert!(story[0].contains(&one.call_id) && story[0].contains("acme"), "{story:?}");
-    for (line, token) in story[1..].iter().zip(&one.tokens) {
+    for line in &story[1..=devices] {
         assert!(line.contains("200") || line.contains("410"), "{story:?}");
-        assert!(!line.contains(token.as_str()), "no whole token: {story:?}");
     }
+    let stages: Vec<&str> =
+        story[1 + devices..].iter().filter_map(|line| line.split_whitespace().nth(2)).collect();
+    for (stage, times) in [("received", 1), ("written", devices), ("answered", devices), ("settled", 1)] {
+        assert_eq!(stages.iter().filter(|told| **told == stage).count(), times, "{stage}: {story:?}");
+    }
+    assert!(
+        !one.tokens.iter().any(|token| story.iter().any(|line| line.contains(token.as_str()))),
+        "{story:?}"
+    );
     for watch in [all, late, call] {
         assert!(watch.stderr().lines().count() == 1, "nothing else to say: {}", watch.stderr());
     }
