@@ -16,8 +16,8 @@ const HELD: Duration = Duration::from_secs(2);
 const SEEN_WITHIN: Duration = Duration::from_mins(1);
 
 /// What goes wrong in a day, the tile that must say so, and what else must be seen meanwhile. Those of a group come together
-/// where time is short. Results that come back make workers look at the topology once more: that comes after the restart, since
-/// what a session saw missing at its start is otherwise shown until the next look.
+/// where time is short. Results that come back make workers look at the topology at once: that comes after the restart, at which a
+/// session may have begun while a queue was missing.
 const DAY: [&[(Incident, &str, &str)]; 5] = [
     &[
         (Incident::Slow, "Apple", "sum(ringcast_apns_late_answers_total) > 0"),
