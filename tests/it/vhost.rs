@@ -87,7 +87,7 @@ impl Vhost {
 /// A `rabbitmqctl list_…`, row by row.
 pub(crate) async fn list(broker: &Broker, vhost: &str, what: &str, columns: &[&str]) -> Vec<Value> {
     let mut args = vec![what];
-    if what != "list_connections" {
+    if !["list_connections", "list_channels"].contains(&what) {
         args.extend(["-p", vhost]);
     }
     args.extend(["--formatter", "json"]);
