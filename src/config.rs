@@ -20,6 +20,7 @@ mod tests;
 mod traces;
 mod unit;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -89,18 +90,55 @@ where
     Ok(config)
 }
 
+/// What somebody needs who only looks on at the broker.
+#[derive(Clone, Debug)]
+pub struct Onlooking {
+    /// `[amqp]`.
+    pub amqp: amqp::Settings,
+    /// `[log]`.
+    pub log: logging::Settings,
+    /// The apps' names, as far as the file has any.
+    pub apps: BTreeSet<String>,
+}
+
+/// Reads `[amqp]`, `[log]` and the apps' names alone: an onlooker has no keys of Apple's. Errors: every mistake in these.
+pub fn load_onlooking<K, V>(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (K, V)>,
+) -> Result<Onlooking, Mistakes>
+where
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
+    let variables: Vec<(OsString, OsString)> =
+        environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+    let mut reader = layers(file.map_or_else(|| Ok(Layer::default()), Layer::file), &variables)?;
+    let amqp = broker::read(&mut reader).settings;
+    let log = read_log(&mut reader);
+    let apps = reader.tables_below("apps");
+    let mistakes: Vec<_> =
+        reader.finish().into_iter().filter(|mistake| mistake.is_of(&["amqp", "log"])).collect();
+    if mistakes.is_empty() { Ok(Onlooking { amqp, log, apps }) } else { Err(Mistakes::new(mistakes)) }
+}
+
+fn layers(
+    file: Result<Layer, Vec<mistake::Mistake>>,
+    variables: &[(OsString, OsString)],
+) -> Result<Reader, Mistakes> {
+    match (file, Layer::environment(variables)) {
+        (Ok(file), Ok(environment)) => Ok(Reader::new(file, environment)),
+        (file, environment) => {
+            let mistakes = [file.err(), environment.err()].into_iter().flatten().flatten();
+            Err(Mistakes::new(mistakes.collect()))
+        }
+    }
+}
+
 fn read_layers(
     file: Result<Layer, Vec<mistake::Mistake>>,
     variables: &[(OsString, OsString)],
 ) -> Result<Config, Mistakes> {
-    let (file, environment) = match (file, Layer::environment(variables)) {
-        (Ok(file), Ok(environment)) => (file, environment),
-        (file, environment) => {
-            let mistakes = [file.err(), environment.err()].into_iter().flatten().flatten();
-            return Err(Mistakes::new(mistakes.collect()));
-        }
-    };
-    let mut reader = Reader::new(file, environment);
+    let mut reader = layers(file, variables)?;
     let config = read(&mut reader, || host_name(variables));
     let mistakes = reader.finish();
     match config {

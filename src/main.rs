@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use ringcast::app::{self, Ending};
 use ringcast::cli;
 use ringcast::cli::watch::{Filter, Form};
-use ringcast::config::{self, Config};
+use ringcast::config::{self, Config, Onlooking};
 use ringcast::domain::id::CallId;
 use ringcast::domain::outcome::InviteResult;
 use ringcast::logging::{self, Level};
@@ -119,7 +119,7 @@ fn main() -> ExitCode {
         Command::Topology(Topology::Permissions(place)) => {
             with_config(&place, |config, _| print(cli::topology::permissions(&config.amqp)))
         }
-        Command::Watch(wanted) => with_config(&wanted.configuration, |config, _| watch(&config, &wanted)),
+        Command::Watch(wanted) => watch(&wanted),
         Command::Pipe(place) => with_config(&place, |config, _| ending(cli::pipe::run(config))),
     };
     ExitCode::from(code)
@@ -170,10 +170,22 @@ fn declare(config: &Config) -> u8 {
     }
 }
 
-fn watch(config: &Config, wanted: &Watch) -> u8 {
-    let configured: Vec<&str> = config.apps.iter().map(|app| app.name.as_str()).collect();
-    if let Some(unknown) = wanted.apps.iter().find(|app| !configured.contains(&app.as_str())) {
-        eprintln!("--app: {unknown:?} is not configured; there are {}", configured.join(", "));
+fn watch(wanted: &Watch) -> u8 {
+    let place = wanted.configuration.config.as_deref();
+    let Onlooking { amqp, log, apps } = match config::load_onlooking(place, std::env::vars_os()) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            return CONFIGURATION;
+        }
+    };
+    if let Err(mistake) = logging::start(&log) {
+        eprintln!("log.level {mistake}");
+        return CONFIGURATION;
+    }
+    // A file without apps is an onlooker's own.
+    if let Some(unknown) = wanted.apps.iter().find(|app| !apps.is_empty() && !apps.contains(*app)) {
+        eprintln!("--app: {unknown:?} is not configured; there are {}", Vec::from_iter(apps).join(", "));
         return USAGE;
     }
     let filter = Filter { apps: wanted.apps.clone(), results: wanted.results.clone(), call: wanted.call };
@@ -184,7 +196,7 @@ fn watch(config: &Config, wanted: &Watch) -> u8 {
     };
     // A signal ends it where it stands, as it ends everything that only shows.
     let (mut out, mut told) = (std::io::stdout(), std::io::stderr());
-    match app::block_on(cli::watch::run(&config.amqp, &filter, form, &mut out, &mut told)) {
+    match app::block_on(cli::watch::run(&amqp, &filter, form, &mut out, &mut told)) {
         Ok(Ok(())) => DONE,
         Ok(Err(error)) => {
             eprintln!("{error}");

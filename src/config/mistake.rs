@@ -52,6 +52,12 @@ impl fmt::Display for Mistakes {
 impl std::error::Error for Mistakes {}
 
 impl Mistake {
+    /// Whether it is about one of these sections, or a key in one.
+    pub(super) fn is_of(&self, sections: &[&str]) -> bool {
+        let key = self.line.split([' ', ':']).next().unwrap_or_default();
+        sections.contains(&key.split('.').next().unwrap_or_default())
+    }
+
     /// Something about a key: where it was set, and `what is wrong; what would be right`.
     pub(super) fn at(path: &Path, origin: &Origin, what: &str) -> Self {
         let rank = match origin {

@@ -146,6 +146,15 @@ async fn what_cannot_be_watched_is_said() {
         ended.stderr.contains("exchange ringcast.live is missing: run `ringcast topology declare`"),
         "{ended:?}"
     );
+    // An onlooker has no keys of Apple's, and need not say anything of apps.
+    let bare = place
+        .write("bare.toml", "[amqp]\nuri = \"amqp://READER:x@127.0.0.1:1/v\"\n[apns]\nconnections = 0\n");
+    let bare = bare.to_str().expect("the test's paths are UTF-8");
+    let ended = run_ringcast(&["watch", "--config", bare, "--app", "acme"], &[], place.as_ref()).await;
+    assert_eq!(ended.code, Some(69), "{ended:?}");
+    let ended = run(&[], &[("RINGCAST__AMQP__PREFECH", "1")]).await;
+    assert_eq!(ended.code, Some(78), "{ended:?}");
+    assert!(ended.stderr.starts_with("amqp.prefech (RINGCAST__AMQP__PREFECH)"), "{ended:?}");
     let ended = run(&[], &[("RINGCAST__AMQP__URI", "amqp://guest:hunter2@127.0.0.1:1/v")]).await;
     assert_eq!(ended.code, Some(69), "{ended:?}");
     assert!(ended.stderr.contains("127.0.0.1:1") && !ended.stderr.contains("hunter2"), "{ended:?}");

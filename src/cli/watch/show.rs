@@ -58,12 +58,32 @@ fn outcome(result: &Value) -> String {
     if result["redelivered"] == true {
         line.push_str("  redelivered");
     }
+    if result["result"] != "accepted" {
+        why(&mut line, result["devices"].as_array().map_or(&[], Vec::as_slice));
+    }
     for (label, key) in [("", "error"), ("worker ", "worker")] {
         if result.get(key).is_some() {
             let _ = write!(line, "  {label}{}", text(&result[key]));
         }
     }
     line
+}
+
+/// What became of the devices, alike ones once with their number.
+fn why(line: &mut String, devices: &[Value]) {
+    let mut counted: Vec<(String, usize)> = Vec::new();
+    for said in devices.iter().map(verdict) {
+        match counted.iter_mut().find(|(known, _)| *known == said) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((said, 1)),
+        }
+    }
+    for (said, count) in counted {
+        let _ = match count {
+            1 => write!(line, "  {said}"),
+            many => write!(line, "  {many} × {said}"),
+        };
+    }
 }
 
 fn token_event(event: &Value) -> String {
@@ -83,16 +103,22 @@ fn token_event(event: &Value) -> String {
     line
 }
 
-fn device_line(device: &Value) -> String {
-    let mut line = format!("{:<13}", text(&device["result"]));
+/// What became of a device, and whose turn it is.
+fn verdict(device: &Value) -> String {
+    let mut verdict = text(&device["result"]);
     for key in ["status", "reason", "stage"] {
         if device.get(key).is_some() {
-            let _ = write!(line, " {}", text(&device[key]));
+            let _ = write!(verdict, " {}", text(&device[key]));
         }
     }
-    if device["action"] != "none" {
-        let _ = write!(line, " → {}", text(&device["action"]));
+    if device.get("action").is_some_and(|action| action != "none") {
+        let _ = write!(verdict, " → {}", text(&device["action"]));
     }
+    verdict
+}
+
+fn device_line(device: &Value) -> String {
+    let mut line = verdict(device);
     let _ = write!(line, "  attempts {}", text(&device["attempts"]));
     if device.get("latency_ms").is_some() {
         let _ = write!(line, ", {} ms", text(&device["latency_ms"]));
@@ -194,6 +220,14 @@ mod tests {
             line(&accepted()),
             "20:14:03.589Z accepted      acme       6f1c  2 devices  89 ms  29911 ms left  worker ringcast-7c9f"
         );
+        let mut dead = accepted();
+        dead["result"] = "undeliverable".into();
+        dead["devices"][0] = dead["devices"][1].clone();
+        assert_eq!(
+            line(&dead),
+            "20:14:03.589Z undeliverable acme       6f1c  2 devices  89 ms  29911 ms left  \
+             2 × invalid_token 410 Unregistered → drop_token  worker ringcast-7c9f"
+        );
         let malformed = json!({"type": "ringcast.outcome.v1", "result": "malformed", "worker": "w",
             "received_at": "2026-11-21T20:14:03.500Z", "settled_at": "2026-11-21T20:14:03.500Z", "redelivered": true,
             "error": "call_id: is missing"});
@@ -220,7 +254,7 @@ mod tests {
         let story_of =
             |outcome: &Value| story(outcome).lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
         let devices = [
-            "  phone-1      accepted      200  attempts 1, 84 ms",
+            "  phone-1      accepted 200  attempts 1, 84 ms",
             "  1b4f9a2c…    invalid_token 410 Unregistered → drop_token  attempts 1, 61 ms",
         ];
         assert_eq!(story_of(&outcome)[..2], devices);
