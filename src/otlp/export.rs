@@ -88,14 +88,13 @@ pub fn start(
         trouble: false,
         batch: Vec::new(),
     };
-    let thread = std::thread::Builder::new()
-        .name("traces".to_owned())
-        .spawn(move || run(&runtime, export, stopped))?;
+    let thread =
+        std::thread::Builder::new().name("traces".to_owned()).spawn(move || run(runtime, export, stopped))?;
     tracing::info!(collector = endpoint.authority, "traces are exported");
     Ok((tracer, Exporter { stop, thread }))
 }
 
-fn run(runtime: &Runtime, mut export: Export, stopped: oneshot::Receiver<()>) {
+fn run(runtime: Runtime, mut export: Export, stopped: oneshot::Receiver<()>) {
     runtime.block_on(async {
         tokio::select! {
             biased;
@@ -105,6 +104,8 @@ fn run(runtime: &Runtime, mut export: Export, stopped: oneshot::Receiver<()>) {
         }
         export.flush().await;
     });
+    // What still blocks (a name lookup) must not hold the worker's end up.
+    runtime.shutdown_background();
 }
 
 struct Export {
@@ -232,6 +233,9 @@ mod tests {
 
     use super::*;
 
+    /// A body of which nothing more comes.
+    const ENDLESS: &[u8] = b"<html>";
+
     /// A collector that gives these answers, status and body, one to each request, all on one connection.
     async fn collector(answers: Vec<(u16, Vec<u8>)>) -> Endpoint {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -243,9 +247,12 @@ mod tests {
                 while !is_whole(&request) {
                     stream.read_buf(&mut request).await.expect("a request");
                 }
-                let head = format!("HTTP/1.1 {status} \r\ncontent-length: {}\r\n\r\n", body.len());
+                let length = if body == ENDLESS { usize::MAX >> 1 } else { body.len() };
+                let head = format!("HTTP/1.1 {status} \r\ncontent-length: {length}\r\n\r\n");
                 stream.write_all(&[head.as_bytes(), &body].concat()).await.expect("it takes the answer");
             }
+            // It keeps the connection.
+            std::future::pending::<()>().await;
         });
         Endpoint {
             is_tls: false,
@@ -285,6 +292,51 @@ mod tests {
             let value = text.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok());
             value.expect("it is there from the start")
         })
+    }
+
+    #[test]
+    fn a_name_lookup_that_hangs_does_not_hold_the_end_up() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (hangs, hung) = std::sync::mpsc::channel::<()>();
+        runtime.spawn_blocking(move || hung.recv());
+        let nobody = Endpoint {
+            is_tls: false,
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            authority: "127.0.0.1:1".to_owned(),
+            path: "/v1/traces".to_owned(),
+        };
+        let export = export(nobody);
+        let (stop, stopped) = oneshot::channel();
+        drop(stop);
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            run(runtime, export, stopped);
+            // Who waited for it may be gone.
+            let _ = ended.send(());
+        });
+        end.recv_timeout(Duration::from_secs(20)).expect("it ends while the lookup still hangs");
+        drop(hangs);
+    }
+
+    #[tokio::test]
+    async fn the_status_counts_whatever_page_comes_with_it() {
+        let long = vec![b'<'; 1 << 20];
+        for (status, page, expected) in [
+            (200, long.clone(), [1, 0]),
+            (404, long, [0, 1]),
+            (200, ENDLESS.to_vec(), [1, 0]),
+            (404, ENDLESS.to_vec(), [0, 1]),
+        ] {
+            let mut export = export(collector(vec![(status, page)]).await);
+            export.batch = vec![Span::default()];
+            let posted = export.post().await;
+            assert!(
+                !matches!(posted, Err(PostError::Passing(_))),
+                "{posted:?}: they would be posted for ever"
+            );
+            assert_eq!((export.batch.len(), counted(&export)), (0, expected), "{status}");
+        }
     }
 
     #[tokio::test]

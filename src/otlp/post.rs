@@ -6,22 +6,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Collected, Full, Limited};
-use hyper::body::Body;
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::Endpoint;
 
-/// How long a post may take from the dial to the end of the answer; OpenTelemetry's own default.
+/// How long a post may take from the dial to the head of the answer; OpenTelemetry's own default.
 const POST_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long the rest of the answer may take, which comes with the head.
+const BODY_WITHIN: Duration = Duration::from_secs(1);
 
 /// Bytes of an answer that are read: it says how many spans were not taken, and why.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -43,7 +47,14 @@ pub(super) struct Collector {
     headers: HeaderMap,
     /// For `https`.
     tls: Option<Arc<ClientConfig>>,
-    sender: Option<SendRequest<Full<Bytes>>>,
+    connection: Option<Connection>,
+}
+
+/// An open connection. Dropped, its socket is closed, whatever is still to be written.
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    #[expect(dead_code, reason = "its drop is what counts")]
+    driving: JoinSet<()>,
 }
 
 impl Collector {
@@ -51,7 +62,7 @@ impl Collector {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         let host = HeaderValue::from_str(&endpoint.authority).expect("an authority can stand in a header");
         headers.insert(HOST, host);
-        Self { endpoint, headers, tls, sender: None }
+        Self { endpoint, headers, tls, connection: None }
     }
 
     /// Host and port.
@@ -59,32 +70,21 @@ impl Collector {
         &self.endpoint.authority
     }
 
-    /// Posts a request and gives the answer's body.
+    /// Posts a request and gives the answer's body, which is empty where it is too long or does not come to its end.
     pub(super) async fn post(&mut self, body: Bytes) -> Result<Bytes, PostError> {
-        // Whatever fails before the answer has come costs the connection, which is put back only then.
-        let posted = timeout(POST_WITHIN, self.try_post(body)).await;
-        posted.unwrap_or_else(|_| {
+        // Whatever fails before the whole answer has come costs the connection, which is put back only then.
+        let (connection, answer) = timeout(POST_WITHIN, self.ask(body)).await.unwrap_or_else(|_| {
             Err(PostError::Passing(format!("no answer within {} s", POST_WITHIN.as_secs())))
-        })
-    }
-
-    async fn try_post(&mut self, body: Bytes) -> Result<Bytes, PostError> {
-        let passing = |error: hyper::Error| PostError::Passing(explain(&error));
-        let mut sender = match self.sender.take().filter(|kept| !kept.is_closed()) {
-            Some(kept) => kept,
-            None => self.dial().await.map_err(|error| PostError::Passing(explain(&error)))?,
-        };
-        let mut request = Request::post(self.endpoint.path.as_str()).body(Full::new(body));
-        if let Ok(request) = &mut request {
-            request.headers_mut().clone_from(&self.headers);
-        }
-        let request = request.map_err(|error| PostError::Final(error.to_string()))?;
-        let answer = sender.send_request(request).await.map_err(passing)?;
+        })?;
+        // The status says what became of the spans, whatever page comes with it: else one without end would have them posted for ever.
         let status = answer.status();
-        let body = read(answer.into_body()).await?;
-        self.sender = Some(sender);
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect();
+        let body = timeout(BODY_WITHIN, body).await.ok().and_then(Result::ok).map(Collected::to_bytes);
+        if body.is_some() {
+            self.connection = Some(connection);
+        }
         match status {
-            status if status.is_success() => Ok(body),
+            status if status.is_success() => Ok(body.unwrap_or_default()),
             StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
@@ -93,7 +93,22 @@ impl Collector {
         }
     }
 
-    async fn dial(&self) -> io::Result<SendRequest<Full<Bytes>>> {
+    async fn ask(&mut self, body: Bytes) -> Result<(Connection, Response<Incoming>), PostError> {
+        let mut connection = match self.connection.take().filter(|kept| !kept.sender.is_closed()) {
+            Some(kept) => kept,
+            None => self.dial().await.map_err(|error| PostError::Passing(explain(&error)))?,
+        };
+        let mut request = Request::post(self.endpoint.path.as_str()).body(Full::new(body));
+        if let Ok(request) = &mut request {
+            request.headers_mut().clone_from(&self.headers);
+        }
+        let request = request.map_err(|error| PostError::Final(error.to_string()))?;
+        let answer = connection.sender.send_request(request).await;
+        let answer = answer.map_err(|error| PostError::Passing(explain(&error)))?;
+        Ok((connection, answer))
+    }
+
+    async fn dial(&self) -> io::Result<Connection> {
         let stream = TcpStream::connect((self.endpoint.host.as_str(), self.endpoint.port)).await?;
         stream.set_nodelay(true)?;
         let Some(tls) = &self.tls else { return shake_hands(stream).await };
@@ -102,22 +117,14 @@ impl Collector {
     }
 }
 
-async fn shake_hands(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) -> io::Result<SendRequest<Full<Bytes>>> {
+async fn shake_hands(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> io::Result<Connection> {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    // Its end shows at the next post.
-    tokio::spawn(connection);
-    Ok(sender)
-}
-
-async fn read<B>(body: B) -> Result<Bytes, PostError>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let collected = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-    collected.map(Collected::to_bytes).map_err(|error| PostError::Passing(explain(error.as_ref())))
+    let mut driving = JoinSet::new();
+    driving.spawn(async {
+        // Its end shows at the next post.
+        let _ = connection.await;
+    });
+    Ok(Connection { sender, driving })
 }
 
 /// An error with what caused it: hyper's alone says little.
