@@ -105,12 +105,10 @@ fn write(body: &[u8], filter: &Filter, form: Form, out: &mut impl Write) -> io::
         return Ok(());
     }
     match form {
-        // Valid JSON on one line holds no control character that a terminal would heed.
-        Form::Json if !body.contains(&b'\n') && !body.contains(&b'\r') => {
-            out.write_all(body)?;
-            writeln!(out)?;
-        }
-        Form::Json => writeln!(out, "{result}")?,
+        Form::Json => match std::str::from_utf8(body) {
+            Ok(text) if !text.contains(['\n', '\r']) => writeln!(out, "{}", show::escaped(text))?,
+            _ => writeln!(out, "{}", show::escaped(&result.to_string()))?,
+        },
         Form::Line => writeln!(out, "{}", show::line(&result))?,
         Form::Story => write!(out, "{}", show::story(&result))?,
     }
@@ -165,5 +163,18 @@ mod tests {
             .expect("memory takes everything");
         write(b"no JSON at all", &Filter::default(), Form::Json, &mut out).expect("memory takes everything");
         assert_eq!(out, b"{\"app\":\"acme\"}\n");
+    }
+
+    #[test]
+    fn json_steers_no_terminal_and_says_the_same() {
+        // JSON lets these stand as they are: DEL, and the one character that begins a sequence for a terminal, as ESC [ does.
+        let odd = json!({"id": "a\u{9b}31m\u{7f}\u{202e}\u{61c}é"});
+        for body in [odd.to_string(), format!("{odd:#}")] {
+            let mut out = Vec::new();
+            write(body.as_bytes(), &Filter::default(), Form::Json, &mut out)
+                .expect("memory takes everything");
+            assert_eq!(out, b"{\"id\":\"a\\u009b31m\\u007f\\u202e\\u061c\xc3\xa9\"}\n");
+            assert_eq!(serde_json::from_slice::<Value>(&out).expect("it is JSON"), odd);
+        }
     }
 }

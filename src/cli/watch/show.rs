@@ -1,5 +1,6 @@
 //! Results as lines for people. They may have come from anywhere: nothing in them reaches the terminal but plain characters.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use serde_json::Value;
@@ -174,11 +175,33 @@ fn text(value: &Value) -> String {
 
 /// Without the characters that steer a terminal or turn its text around.
 fn plain(text: &str) -> String {
-    let steers = |letter: char| {
-        letter.is_control()
-            || matches!(letter, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     text.chars().map(|letter| if steers(letter) { '\u{fffd}' } else { letter }).collect()
+}
+
+/// JSON on one line without them: they stand in strings alone, where JSON has another way to write them.
+pub(super) fn escaped(json: &str) -> Cow<'_, str> {
+    if !json.contains(steers) {
+        return Cow::Borrowed(json);
+    }
+    let mut text = String::with_capacity(json.len() + 6);
+    for letter in json.chars() {
+        // Between strings a tab may stand, and nothing else that steers.
+        if letter == '\t' {
+            text.push(' ');
+        } else if steers(letter) {
+            // Writing to a `String` cannot fail. None is beyond the 16 bits of such an escape.
+            let _ = write!(text, "\\u{:04x}", u32::from(letter));
+        } else {
+            text.push(letter);
+        }
+    }
+    Cow::Owned(text)
+}
+
+/// Whether a character steers a terminal or turns its text around.
+fn steers(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// `20:14:03.512Z` of an instant.
