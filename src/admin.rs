@@ -288,6 +288,11 @@ mod tests {
         let response = put("loud");
         assert!(response.starts_with("HTTP/1.1 400"), "{response}");
         assert!(body(&response).starts_with("\"loud\" is not a log filter; give a level"), "{response}");
+        let page = b"PUT /log-level HTTP/1.1\r\nhost: x\r\norigin: http://x\r\ncontent-length: 3\r\n\r\noff";
+        assert!(
+            exchange(&admin, page).starts_with("HTTP/1.1 403"),
+            "a name that leads here makes a page our own"
+        );
         assert!(put(&"info,".repeat(LEVEL_BYTES_MAX)).starts_with("HTTP/1.1 413"));
         let response = ask(&admin, "DELETE", "/log-level");
         assert!(response.contains("allow: GET, HEAD, PUT"), "{response}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::Health;
@@ -71,6 +71,10 @@ impl Site {
         if !peer.ip().to_canonical().is_loopback() {
             let sentence = "The level is set from this host alone; reach it by `kubectl port-forward`.\n";
             return text(StatusCode::FORBIDDEN, sentence.to_owned());
+        }
+        // Every browser sends it along with a PUT, whose page may be anybody's: a name that leads here makes this host its own.
+        if request.headers().contains_key(ORIGIN) {
+            return text(StatusCode::FORBIDDEN, "The level is set by no web page.\n".to_owned());
         }
         let Ok(body) = Limited::new(request.into_body(), LEVEL_BYTES_MAX).collect().await else {
             let sentence = format!("A level has {LEVEL_BYTES_MAX} bytes at most.\n");
