@@ -5,6 +5,7 @@ use std::path::Path;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::endpoint::split;
+use super::mistake::show;
 use super::pem;
 use super::reader::Reader;
 use super::source::read_file;
@@ -27,13 +28,19 @@ pub(super) fn read(reader: &mut Reader) -> Settings {
             "is set, but traces.otlp_endpoint is http://, without TLS; write https:// there or \"\" here",
         );
     }
-    let headers = traces.text("headers_file", |text| {
-        if text.is_empty() { Ok(HeaderMap::new()) } else { read_headers(Path::new(text)) }
+    let headers = traces.secret("headers_file", |text| {
+        if text.is_empty() {
+            return Ok(HeaderMap::new());
+        }
+        // Other programs take the headers themselves, as `name: value` or `name=value`.
+        let shown =
+            if text.contains([':', '=']) { "(not shown: it may be a header itself)" } else { &show(text) };
+        read_headers(Path::new(text)).map_err(|what| format!("{shown} {what}"))
     });
     Settings {
         endpoint: endpoint.flatten(),
         ca_file,
-        headers,
+        headers: headers.unwrap_or_default(),
         sample_ratio: traces.share("sample_ratio"),
         service_name: traces.text("service_name", |name| {
             let wrong = name.is_empty() || name.len() > 128 || name.chars().any(char::is_control);

@@ -99,6 +99,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[worker]\ntimeline = 1", "worker.timeline (c.toml:5): is the number 1, but true or false is wanted; as in timeline = false"),
     ("[traces]\notlp_endpoint = \"collector:4318\"", "traces.otlp_endpoint (c.toml:5): does not begin with http:// or https://; give http://HOST:4318"),
     ("[traces]\nheaders_file = \"nowhere\"", "traces.headers_file (c.toml:5): \"nowhere\" cannot be read"),
+    ("[traces]\nheaders_file = \"x-key=s3cr3t\"", "traces.headers_file (c.toml:5): (not shown: it may be a header itself) cannot be read"),
     ("[traces]\nsample_ratio = 1.5", "traces.sample_ratio (c.toml:5): is out of range; from 0.0 to 1.0"),
     ("[traces]\nsample_ratio = \"all\"", "traces.sample_ratio (c.toml:5): is the text \"all\", but a number from 0.0 to 1.0 is wanted; as in sample_ratio = 0.0"),
     ("[traces]\nservice_name = \"\"", "traces.service_name (c.toml:5): \"\" is no plain name of 1 to 128 bytes; give one"),
