@@ -107,9 +107,13 @@ impl Breakers {
             state.open = Some((event.observed_at, format!("{share}, the last with {reason}")));
             self.0.metrics.breaker(&app.name, event.environment.as_str(), true);
         }
+        let keeps_back = state.breaker.is_open;
         // One that opens and closes in turn is told once a minute, one that stays open at last.
-        if state.breaker.is_open && !state.is_told && watched.seldom.is_due() {
-            state.is_told = true;
+        let tells = keeps_back && !state.is_told && watched.seldom.is_due();
+        state.is_told |= tells;
+        // Whoever waits for the log must not make `/readyz` and other calls wait.
+        drop(state);
+        if tells {
             tracing::warn!(
                 app = app.name,
                 environment = event.environment.as_str(),
@@ -118,7 +122,7 @@ impl Breakers {
                 "{share}, so their events are kept back in ringcast.quarantined-tokens until Apple accepts again: {CHECK}"
             );
         }
-        state.breaker.is_open
+        keeps_back
     }
 
     /// A sentence for an operator for each that is open.
