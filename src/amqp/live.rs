@@ -19,6 +19,8 @@ use super::{Error, Settings};
 
 /// Copies that the broker keeps for an onlooker; the oldest go first.
 const KEPT_MAX: i32 = 10_000;
+/// Bytes of them: with a timeline, one may have tens of thousands.
+const KEPT_BYTES_MAX: i32 = 32 << 20;
 /// Copies on their way to an onlooker.
 const PREFETCH: u16 = 100;
 
@@ -66,6 +68,7 @@ impl Onlooker {
 async fn consume(channel: Channel) -> Result<Consumer, Error> {
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(KEPT_MAX));
+    arguments.insert("x-max-length-bytes".into(), AMQPValue::LongInt(KEPT_BYTES_MAX));
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
     let queue = channel.queue_declare("".into(), options, arguments);
     let queue = request("a queue of our own", queue).await?.name().clone();
