@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 use crate::pause::{Jitter, Pause};
 use crate::worker::trace::{Story, Tracer, tracer};
 
-/// Stories that wait at most; a second's worth of a busy worker.
+/// Stories that wait at most, fewer where they have many spans; a second's worth of a busy worker.
 const STORIES_MAX: usize = 4096;
 
 /// How long stories are gathered before they are posted together.

@@ -220,6 +220,7 @@ mod tests {
                 confirmed: true,
             }),
             ended: start + ms(66),
+            room: None,
         }
     }
 

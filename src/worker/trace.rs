@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::mailbox::{Properties, Publication};
@@ -17,6 +17,9 @@ use crate::domain::timestamp::Timestamp;
 use crate::domain::trace::{SpanId, TraceContext, TraceId};
 use crate::metrics::Metrics;
 use crate::pause::Jitter;
+
+/// Spans of a story for which there is room, on average: its own, one for its results, and two attempts.
+const SPANS_EACH: usize = 4;
 
 /// What is told of one invite.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ pub struct Story {
     pub confirm: Option<Confirm>,
     /// When it was settled, or could not be any more.
     pub ended: Instant,
+    /// The room that its spans take up while it waits.
+    pub room: Option<OwnedSemaphorePermit>,
 }
 
 /// How results were published.
@@ -72,6 +77,8 @@ pub struct Confirm {
 #[derive(Debug)]
 pub struct Tracer {
     stories: mpsc::Sender<Box<Story>>,
+    /// For spans.
+    room: Arc<Semaphore>,
     /// Of the invites without a trace, so many begin one.
     ratio: f64,
     /// Random numbers for ids and for the ratio.
@@ -79,7 +86,7 @@ pub struct Tracer {
     metrics: Arc<Metrics>,
 }
 
-/// A tracer and the end from which stories are taken; at most `capacity` wait in between. `ratio`, 0 to 1: of the invites that
+/// A tracer and the end from which stories are taken; at most `capacity` wait in between, fewer where they have many spans. `ratio`, 0 to 1: of the invites that
 /// are part of no trace, so many begin one.
 pub fn tracer(
     capacity: usize,
@@ -88,7 +95,8 @@ pub fn tracer(
     metrics: Arc<Metrics>,
 ) -> (Tracer, mpsc::Receiver<Box<Story>>) {
     let (stories, told) = mpsc::channel(capacity);
-    (Tracer { stories, ratio, jitter, metrics }, told)
+    let room = Arc::new(Semaphore::new(SPANS_EACH * capacity));
+    (Tracer { stories, room, ratio, jitter, metrics }, told)
 }
 
 impl Tracer {
@@ -124,14 +132,19 @@ impl Tracer {
             timeline: None,
             confirm: None,
             ended: received.1,
+            room: None,
         }))
     }
 
     /// It is over.
     pub(super) fn end(&self, mut story: Box<Story>) {
         story.ended = Instant::now();
-        if let Err(full) = self.stories.try_send(story) {
-            self.metrics.spans("dropped", full.into_inner().spans());
+        let spans = story.spans();
+        // A story of many attempts takes as much memory as many of one.
+        let room = u32::try_from(spans).map(|spans| Arc::clone(&self.room).try_acquire_many_owned(spans));
+        story.room = room.ok().and_then(Result::ok);
+        if story.room.is_none() || self.stories.try_send(story).is_err() {
+            self.metrics.spans("dropped", spans);
         }
     }
 
@@ -190,7 +203,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::mailbox::Route;
+    use super::super::timeline::{Attempt, End};
     use super::*;
+    use crate::domain::app::Environment;
+    use crate::domain::policy::Class;
 
     const SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -267,5 +283,38 @@ mod tests {
         }
         assert!(told.try_recv().is_ok() && told.try_recv().is_err());
         assert!(metrics.render().contains("ringcast_spans_total{result=\"dropped\"} 2"));
+    }
+
+    #[tokio::test]
+    async fn stories_of_many_attempts_take_the_room_of_many() {
+        let metrics = Metrics::new();
+        let (tracer, mut told) = tracer(100, 1.0, Jitter::seeded(1), Arc::clone(&metrics));
+        let received = (Timestamp::from_unix_ms(0), Instant::now());
+        let tell = |attempts| {
+            let mut story = tracer.begin(&Properties::default(), 2, false, received).expect("all are chosen");
+            story.timeline = Some(timeline(received, attempts));
+            tracer.end(story);
+        };
+        let mut waiting = || std::iter::from_fn(|| told.try_recv().ok()).count();
+        (0..10).for_each(|_| tell(99));
+        assert_eq!(waiting(), 4);
+        assert!(metrics.render().contains("ringcast_spans_total{result=\"dropped\"} 600"));
+        (0..200).for_each(|_| tell(1));
+        assert_eq!(waiting(), 100, "there is room again");
+    }
+
+    fn timeline((received_at, received): (Timestamp, Instant), attempts: usize) -> Timeline {
+        let attempt = Attempt {
+            environment: Environment::Production,
+            number: Some(1),
+            class: Class::First,
+            asked: received,
+            written: None,
+            ended: received,
+            end: End::Unprocessed("GOAWAY".to_owned()),
+            retry: None,
+        };
+        let attempts = vec![(0, attempt); attempts];
+        Timeline { created_at: None, received_at, received, settled: received, attempts, omitted: 0 }
     }
 }
