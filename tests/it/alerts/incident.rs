@@ -37,7 +37,7 @@ const FAILS: &str = "[[fault]]\ndo = \"answer\"\nstatus = 503\nreason = \"Servic
 const STRANGERS: &str = "[[fault]]\ndo = \"answer\"\nstatus = 400\nreason = \"BadDeviceToken\"\n";
 
 /// What must be told of each installation: its side, and alerts that must fire.
-const EXPECTED: [(&str, &str, &[&str]); 12] = [
+const EXPECTED: [(&str, &str, &[&str]); 13] = [
     ("healthy", "", &[]),
     ("apple-fails", "apple", &["RingcastCallsFail", "RingcastAppleErrors"]),
     ("apple-frozen", "apple", &["RingcastAppleUnreachable"]),
@@ -50,6 +50,7 @@ const EXPECTED: [(&str, &str, &[&str]); 12] = [
     ("backlog", "load", &["RingcastBacklog", "RingcastCallsExpire"]),
     ("skewed", "publisher", &["RingcastClockSkewed"]),
     ("killed", "ringcast", &["RingcastCrashLoop"]),
+    ("gone", "ringcast", &["RingcastWorkerSilent", "RingcastNoWorker"]),
 ];
 
 type Building<'a> = Pin<Box<dyn Future<Output = Scene> + 'a>>;
@@ -86,6 +87,7 @@ async fn each_incident_is_told_by_its_alert_and_nobody_else_is_blamed() {
         Box::pin(sleep(WATCHED)),
     ];
     scenes["apple-frozen"].apple.freeze();
+    scenes.get_mut("gone").expect("it was built").kill_worker().await;
     scenes.get_mut("wrong-root").expect("it was prepared").start_worker();
     for (job, _, alerts) in &EXPECTED {
         for alert in *alerts {
@@ -167,6 +169,7 @@ fn build<'a>(uri: &'a str, unbound: &'a str, broker: &'a str) -> Vec<Building<'a
         })),
         Box::pin(skewed.build(|_, _| {})),
         Box::pin(Plan::new("killed", uri).build(|_, _| {})),
+        Box::pin(Plan::new("gone", uri).build(|_, _| {})),
     ]
 }
 
@@ -182,7 +185,7 @@ async fn trouble_broker(broker: &mut Broker, prometheus: &Prometheus) {
 async fn kill_until_told(scene: &mut Scene, prometheus: &Prometheus) {
     let told = r#"ALERTS{job="killed",alertname="RingcastCrashLoop",alertstate="firing"}"#;
     while prometheus.query(told).await.is_empty() {
-        scene.kill_worker().await;
+        scene.replace_worker().await;
         let up = r#"up{job="killed"} == 1"#;
         prometheus.await_query(up, WITHIN, |samples| !samples.is_empty()).await;
         sleep(Duration::from_secs(2)).await;

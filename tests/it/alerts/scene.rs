@@ -62,11 +62,16 @@ impl Scene {
         self.worker.insert(Worker::start(&self.place, &self.config, "worker"))
     }
 
-    /// Kills the worker, starts it again at once, and waits until it is ready.
+    /// Kills the worker.
     pub(super) async fn kill_worker(&mut self) {
         if let Some(mut worker) = self.worker.take() {
             worker.kill().await;
         }
+    }
+
+    /// The same, but starts it again at once, and waits until it is ready.
+    pub(super) async fn replace_worker(&mut self) {
+        self.kill_worker().await;
         self.start_worker().await_ready().await;
     }
 }
