@@ -3,6 +3,7 @@
 //!
 //! `BOARD_SECONDS` makes the day longer, `BOARD_SERIES` names a file for what the queries found: `tests/picture` draws it.
 
+mod blame;
 mod callers;
 mod dashboard;
 mod day;
@@ -66,6 +67,7 @@ async fn every_query_finds_data_and_every_tile_its_incident() {
     day.pass(&mut town, seconds.map(Duration::from_secs)).await;
     let range = u32::try_from(began.elapsed().as_secs()).expect("no test is that long");
 
+    day.ask_of_nobody().await;
     let found = day.ask_all(range).await;
     over.send_replace(true);
     calling.await.expect("the callers do not fail");

@@ -41,7 +41,9 @@ const DAY: [&[(Incident, &str, &str)]; 5] = [
     ],
     &[(Incident::Away, "The way to Apple", "sum(ringcast_apns_goaways_total) > 0")],
 ];
-const TILES: [&str; 6] =
+/// What fills workers up and lets calls expire, and is not theirs: their tile must not say so.
+const NOT_THEIRS: [Incident; 2] = [Incident::Unbound, Incident::Away];
+pub(super) const TILES: [&str; 6] =
     ["Apple", "The way to Apple", "The broker", "The settings", "The callers", "The workers"];
 
 /// The board that is asked, and the Prometheus that answers.
@@ -70,7 +72,12 @@ impl<'a> Day<'a> {
             self.await_tile(town, tile, |signs| signs == 0.0).await;
         }
         for group in groups {
-            let until = Instant::now() + held;
+            let theirs = !group.iter().any(|(incident, ..)| NOT_THEIRS.contains(incident));
+            if !theirs {
+                self.await_tile(town, "The workers", |signs| signs == 0.0).await;
+            }
+            let struck = Instant::now();
+            let until = struck + held;
             for (incident, ..) in &group {
                 town.strike(*incident).await;
             }
@@ -80,6 +87,9 @@ impl<'a> Day<'a> {
                 println!("{incident:?}: {tile}");
             }
             sleep_until(until).await;
+            if !theirs {
+                self.assert_not_theirs(struck.elapsed()).await;
+            }
             for (incident, ..) in group.iter().rev() {
                 town.mend(*incident).await;
             }
@@ -97,6 +107,36 @@ impl<'a> Day<'a> {
             self.await_tile(town, tile, |signs| signs == 0.0).await;
         }
         self.await_tile(town, "The settings", |signs| signs > 0.0).await;
+    }
+
+    /// The tile of the workers had no sign, all that time.
+    async fn assert_not_theirs(&self, time: Duration) {
+        let expr = sent(&self.board.panel("The workers").targets()[0], 0);
+        for part in expr.split("\n+ ") {
+            let most = format!("max_over_time(({part})[{}ms:500ms])", time.as_millis());
+            let [Sample { value, .. }] = self.prometheus.query(&most).await[..] else { panic!("no {part}") };
+            assert!(value == 0.0, "the workers are blamed: {part}");
+        }
+    }
+
+    /// Where nobody is scraped, no tile is fine: the workers' has a sign, the others are empty; and no number stands above them.
+    pub(super) async fn ask_of_nobody(&self) {
+        for panel in
+            self.board.panels().filter(|panel| panel.0["options"]["reduceOptions"]["calcs"][0] == "last")
+        {
+            for target in panel.targets() {
+                let expr = sent(target, 0).replace("(ringcast)", "(nobody)");
+                let values: Vec<f64> =
+                    self.prometheus.query(&expr).await.iter().map(|sample| sample.value).collect();
+                let is_so = match (panel.title(), text(&target["legendFormat"])) {
+                    ("The workers", _) => values == [1.0],
+                    (title, _) if TILES.contains(&title) => values.is_empty(),
+                    (_, "serving") => values == [0.0],
+                    _ => values.len() == 1 && values[0].is_nan(),
+                };
+                assert!(is_so, "{:?} is {values:?} of nobody", panel.title());
+            }
+        }
     }
 
     async fn await_tile(&self, town: &Town, title: &str, is_so: impl Fn(f64) -> bool) {

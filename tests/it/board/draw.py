@@ -25,7 +25,6 @@ DRAW = {"stat": draw_stat, "timeseries": draw_series, "heatmap": draw_heatmap, "
 
 def draw_head(sheet, board):
     sheet.text(look.EDGE + 4, 31, board["title"], size=15, weight="bold")
-    sheet.text(look.EDGE + 130, 31, board["description"], size=9.5, colour=look.DIM)
     right = look.WIDTH - look.EDGE
     for variable in reversed([one for one in board["templating"]["list"] if one["type"] != "datasource"]):
         for words, colour in (("All", look.BLUE), (variable["label"], look.TEXT)):
@@ -34,6 +33,8 @@ def draw_head(sheet, board):
             sheet.box(right, 17, width, 26, look.PANEL, look.BORDER)
             sheet.text(right + 9, 30, words, size=9, colour=colour)
         right -= 10
+    begin = look.EDGE + 130
+    sheet.text(begin, 31, board["description"], size=9.5, colour=look.DIM, within=right - begin)
 
 
 def main(board_file, series_file, picture_file):

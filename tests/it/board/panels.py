@@ -37,11 +37,14 @@ def fields(panel, found):
 
 
 def mapped(mappings, value):
+    """What stands for a value, `text` and perhaps `color`."""
     for mapping in mappings or []:
-        option = mapping["options"].get(f"{value:g}")
-        if option:
-            return option["text"]
-    return None
+        if mapping["type"] == "special":
+            if math.isnan(value):
+                return mapping["options"]["result"]
+        elif option := mapping["options"].get(f"{value:g}"):
+            return option
+    return {}
 
 
 def draw_stat(sheet, panel, found, box):
@@ -53,9 +56,13 @@ def draw_stat(sheet, panel, found, box):
         left = x + 4 + number * each
         values = [value for _, value in points if not math.isnan(value)]
         steps = told.get("thresholds", defaults["thresholds"])["steps"]
-        value = values[-1] if values else None
-        tone = look.threshold(steps, value) if values else look.DIM
-        word = mapped(defaults.get("mappings"), value) if values else defaults["noValue"]
+        told_last = options["reduceOptions"]["calcs"] == ["last"]
+        newest = points[-1:] if told_last else [point for point in points if not math.isnan(point[1])][-1:]
+        value = newest[0][1] if newest else math.nan
+        instead = mapped(defaults.get("mappings"), value)
+        tone = look.DIM if math.isnan(value) else look.threshold(steps, value)
+        tone = look.colour(instead["color"]) if "color" in instead else tone
+        word = instead.get("text") or (defaults["noValue"] if math.isnan(value) else None)
         big, unit = (word, "") if word else look.shown(value, defaults["unit"], defaults.get("decimals"))
         if options["colorMode"] == "background_solid":
             sheet.box(left + 2, y, each - 4, height - 5, tone, radius=3)
@@ -272,7 +279,7 @@ def draw_table(sheet, panel, found, box):
                 words = key[number]
             else:
                 value = rows[key].get(number - 2)
-                words = "–" if value is None else mapped(told.get("mappings"), value) or "".join(look.shown(value, told["unit"], told["decimals"]))
+                words = "–" if value is None else mapped(told.get("mappings"), value).get("text") or "".join(look.shown(value, told["unit"], told["decimals"]))
                 if value is not None and "thresholds" in told:
                     tone = look.threshold(told["thresholds"]["steps"], value)
             sheet.text(lefts[number], top + line / 2, words, size=9.5, colour=tone)

@@ -6,14 +6,18 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use super::dashboard::{Dashboard, Panel, list, text};
+use super::day::TILES;
 use crate::client::python;
 
 /// The kinds of panels that are used: none of them is on its way out.
 const KINDS: [&str; 5] = ["row", "stat", "timeseries", "heatmap", "table"];
 /// Grafana's grid.
 const COLUMNS: u64 = 24;
-/// Rates are taken over what fits the scrapes and the time shown, never over a time of our own.
-const WINDOWS: [&str; 2] = ["[$__rate_interval]", "[$__range]"];
+/// Rates are taken over what fits the scrapes and the time shown. The last minutes are for what a trouble leaves behind: calls that
+/// waited through it.
+const WINDOWS: [&str; 3] = ["[$__rate_interval]", "[$__range]", "[3m]"];
+/// The alerts that descriptions lead to.
+const RUNBOOK: &str = include_str!("../../../charts/ringcast/RUNBOOK.md");
 
 #[test]
 fn every_panel_is_whole() {
@@ -49,6 +53,19 @@ fn every_panel_is_whole() {
         if panel.kind() == "stat" {
             check(list(&defaults["thresholds"]["steps"]).len() > 1, "has no thresholds");
             check(defaults["noValue"].is_string(), "says nothing where there is no value");
+            // What is true no more must not stand there as if it were.
+            let is_now = panel.0["options"]["reduceOptions"]["calcs"] == serde_json::json!(["last"]);
+            check(is_now || !is_first(panel), "shows an older value where there is none now");
+            let says_so = |mapping: &Value| {
+                let options = &mapping["options"];
+                options["match"] == "null+nan"
+                    && options["result"]["text"] == defaults["noValue"]
+                    && options["result"]["color"] != "green"
+            };
+            check(
+                !is_now || list(&defaults["mappings"]).iter().any(says_so),
+                "is green where there is no value",
+            );
         }
         for target in panel.targets() {
             check(!text(&target["legendFormat"]).is_empty(), "has a query without a legend");
@@ -105,6 +122,26 @@ async fn grafanas_own_types_know_every_field() {
     let ended = Command::new(python()).current_dir(root).args(args).output().await.expect("Python starts");
     let said = [ended.stdout, ended.stderr].concat();
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn each_tile_leads_to_the_runbook() {
+    for panel in Dashboard::read().panels() {
+        let description = text(&panel.0["description"]);
+        let words = description.split(|letter: char| !letter.is_ascii_alphanumeric());
+        let is_alert = |word: &&str| word.strip_prefix("Ringcast").is_some_and(|rest| !rest.is_empty());
+        let alerts: Vec<&str> = words.filter(is_alert).collect();
+        for alert in &alerts {
+            let heading = format!("\n### {alert}\n");
+            assert!(RUNBOOK.contains(&heading), "{:?} names {alert}, which has no section", panel.title());
+        }
+        assert!(!TILES.contains(&panel.title()) || !alerts.is_empty(), "{:?} names no alert", panel.title());
+    }
+}
+
+/// It lies in the first two lines: what is looked at first.
+fn is_first(panel: Panel<'_>) -> bool {
+    place(panel)[1] < 8
 }
 
 fn place(panel: Panel<'_>) -> [u64; 4] {
