@@ -8,12 +8,17 @@ use tokio::process::Command;
 use super::dashboard::{Dashboard, sent_over};
 use crate::place::Place;
 
+/// A series: its family, its labels beside [`JOB`], its values as `promtool` writes them.
+type Made = (&'static str, &'static str, &'static str);
+/// What is so, the series beside the healthy ones, and the signs in the tenth minute.
+type Case = (&'static str, &'static [Made], u32);
+
 /// A sample each 15 s; rates are taken over a minute.
 const EVERY: &str = "15s";
 const INTERVAL: u32 = 59;
 const JOB: &str = r#"job="ringcast",instance="ringcast-0""#;
 /// Nobody is in trouble, and nothing is full. `prefetch` is the default, of which invites get all but a twentieth.
-const HEALTHY: [(&str, &str, &str); 8] = [
+const HEALTHY: [Made; 8] = [
     ("up", "", "1x40"),
     ("ringcast_build_info", r#"version="1""#, "1x40"),
     ("ringcast_amqp_prefetch", "", "500x40"),
@@ -23,11 +28,10 @@ const HEALTHY: [(&str, &str, &str); 8] = [
     ("ringcast_apns_dials_total", r#"environment="production",result="connected""#, "0+1x40"),
     ("ringcast_apns_dials_total", r#"environment="production",result="failed""#, "0x40"),
 ];
-const FULL: (&str, &str, &str) = ("ringcast_amqp_unsettled", "", "475x40");
-const EXPIRE: (&str, &str, &str) = ("ringcast_expired_total", r#"stage="slot""#, "0+30x40");
+const FULL: Made = ("ringcast_amqp_unsettled", "", "475x40");
+const EXPIRE: Made = ("ringcast_expired_total", r#"stage="slot""#, "0+30x40");
 
-/// Series beside the healthy ones, and the signs in the tenth minute.
-const CASES: [(&str, &[(&str, &str, &str)], u32); 11] = [
+const CASES: [Case; 11] = [
     ("all is well", &[("ringcast_amqp_unsettled", "", "449x40")], 0),
     ("nine tenths are held", &[("ringcast_amqp_unsettled", "", "450x40")], 1),
     ("as many as may be are held", &[FULL], 1),
