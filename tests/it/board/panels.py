@@ -264,7 +264,10 @@ def draw_table(sheet, panel, found, box):
             rows.setdefault(key, {})[number] = one["values"][-1][1]
     columns = [changed(panel, name) for name in ("app", "environment")]
     columns += [changed(panel, f"Value #{target['refId']}") for target in panel["targets"]]
-    shares = [0.9, 1.3] + [1.0] * len(panel["targets"])
+    shares = []
+    for told in columns:
+        mapped_to = [option["text"] for mapping in told.get("mappings", []) for option in mapping["options"].values()]
+        shares.append(max(64, *[10 + sheet.width(words, 9.5, "bold") for words in (told["displayName"], *mapped_to)]))
     lefts = [x + 14 + (width - 20) * sum(shares[:number]) / sum(shares) for number in range(len(columns))]
     for number, told in enumerate(columns):
         sheet.text(lefts[number], y + 8, told["displayName"], size=9, colour=look.BLUE, weight="bold")
