@@ -66,8 +66,9 @@ pub struct Admin {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Binds at once, then serves on a thread of its own. `level`: the log's, where there is one to show and change. Errors: the address cannot be bound (the error names it), or the
-/// thread cannot be had.
+/// Binds at once, then serves on a thread of its own. `level`: the log's, where there is one to show and change.
+///
+/// Errors: the address cannot be bound (the error names it), or the thread cannot be had.
 pub fn start(
     settings: Settings,
     metrics: Arc<Metrics>,

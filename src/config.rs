@@ -81,8 +81,7 @@ where
     K: Into<OsString>,
     V: Into<OsString>,
 {
-    let variables: Vec<(OsString, OsString)> =
-        environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+    let variables = variables(environment);
     let layer = file.map_or_else(|| Ok(Layer::default()), Layer::file);
     let mut config = read_layers(layer, &variables)?;
     config.input.file = file.map(Path::to_path_buf);
@@ -110,8 +109,7 @@ where
     K: Into<OsString>,
     V: Into<OsString>,
 {
-    let variables: Vec<(OsString, OsString)> =
-        environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+    let variables = variables(environment);
     let mut reader = layers(file.map_or_else(|| Ok(Layer::default()), Layer::file), &variables)?;
     let amqp = broker::read(&mut reader).settings;
     let log = read_log(&mut reader);
@@ -119,6 +117,14 @@ where
     let mistakes: Vec<_> =
         reader.finish().into_iter().filter(|mistake| mistake.is_of(&["amqp", "log"])).collect();
     if mistakes.is_empty() { Ok(Onlooking { amqp, log, apps }) } else { Err(Mistakes::new(mistakes)) }
+}
+
+fn variables<K, V>(environment: impl IntoIterator<Item = (K, V)>) -> Vec<(OsString, OsString)>
+where
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
+    environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
 fn layers(

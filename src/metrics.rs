@@ -1,8 +1,8 @@
 //! Every metric family, declared once and handed down.
 //!
 //! The rooms call verbs on [`Metrics`]; names and labels stand here and nowhere else. `metrics/README.md` tells operators
-//! what each means and what to do when it is odd; `tests/it/metrics.rs` lays it beside what a worker serves. Labels come from closed sets: the
-//! `app` label holds configured names only, `reason` only words known to Apple's pages, else `other`.
+//! what each means and what to do when it is odd; `tests/it/metrics.rs` lays it beside what a worker serves. Labels come
+//! from closed sets: the `app` label holds configured names only, `reason` only words known to Apple's pages, else `other`.
 
 mod amqp;
 mod declaration;

@@ -2,8 +2,8 @@
 //!
 //! A session begins with a check of the topology. A queue that is deleted later is noticed by its consumer; one that takes
 //! results, or their exchange, only by results that come back or by a channel that is closed. Then somebody looks again,
-//! so that what is missing is named, and that it is back is noticed, too. What nobody asked for meanwhile is looked at now and then:
-//! the broker writes a line to its own log for each look at something that is not there.
+//! so that what is missing is named, and that it is back is noticed, too. What nobody asked for meanwhile is looked
+//! at now and then: the broker writes a line to its own log for each look at something that is not there.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -38,8 +38,8 @@ pub(super) fn of_results(presence: &Presence, invites: &[String]) -> bool {
     !presence.needed.iter().all(is_invites)
 }
 
-/// Looks when `doubts` says that results are not taken, and then until nothing that is needed is missing; and now and then. `link`: the
-/// connection that consumes, which the broker never blocks. With `amqp.declare` what is missing is made before each look,
+/// Looks when `doubts` says that results are not taken, and then until nothing that is needed is missing; and now and then.
+/// `link`: the connection that consumes, which the broker never blocks. With `amqp.declare` what is missing is made before each look,
 /// bindings too, which no look would see.
 pub(super) async fn watch(
     link: &Link,

@@ -76,7 +76,8 @@ impl Collector {
         let (connection, answer) = timeout(POST_WITHIN, self.ask(body)).await.unwrap_or_else(|_| {
             Err(PostError::Passing(format!("no answer within {} s", POST_WITHIN.as_secs())))
         })?;
-        // The status says what became of the spans, whatever page comes with it: else one without end would have them posted for ever.
+        // The status says what became of the spans, whatever page comes with it: else one without end would have them posted
+        // for ever.
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect();
         let body = timeout(BODY_WITHIN, body).await.ok().and_then(Result::ok).map(Collected::to_bytes);

@@ -124,8 +124,8 @@ impl<G> Worker<G> {
 
 /// Handles deliveries until the flow ends or `stop` turns true; then gives back at once what was not started, whether it
 /// waits for its handler or its handler for a stream, and finishes what was. By then nothing new may come, or the broker
-/// could send the same again: whoever stops a worker cancels its consumers first. Each invite has a task of its own, so that one that dies takes nobody along; their number is bounded by the
-/// prefetch.
+/// could send the same again: whoever stops a worker cancels its consumers first. Each invite has a task of its own, so
+/// that one that dies takes nobody along; their number is bounded by the prefetch.
 pub async fn run<G: Gateway>(
     worker: Arc<Worker<G>>,
     mut deliveries: mpsc::Receiver<Delivery>,

@@ -86,8 +86,8 @@ pub struct Tracer {
     metrics: Arc<Metrics>,
 }
 
-/// A tracer and the end from which stories are taken; at most `capacity` wait in between, fewer where they have many spans. `ratio`, 0 to 1: of the invites that
-/// are part of no trace, so many begin one.
+/// A tracer and the end from which stories are taken; at most `capacity` wait in between, fewer where they have many spans.
+/// `ratio`, 0 to 1: of the invites that are part of no trace, so many begin one.
 pub fn tracer(
     capacity: usize,
     ratio: f64,
