@@ -41,7 +41,7 @@ enum Command {
     /// The worker: consumes invites until SIGTERM, outlives a missing broker or APNs and says so in /readyz
     Run(Configuration),
     /// Reads everything, reports every mistake at once, exits 78 when there is one
-    Check(Configuration),
+    Check(Check),
     /// What the broker must hold
     #[command(subcommand)]
     Topology(Topology),
@@ -67,6 +67,16 @@ struct Configuration {
     /// The TOML file. Variables go over it: RINGCAST__AMQP__PREFETCH is amqp.prefetch. It may be left out when they say all
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Check {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// Go to the broker and to APNs, too: name, TLS, login, queues and exchanges; whether Apple takes each app's credential and
+    /// topic, by a push to a token that no phone has. Exits 69 where a worker could not work
+    #[arg(long)]
+    connect: bool,
 }
 
 #[derive(Args)]
@@ -111,7 +121,7 @@ fn main() -> ExitCode {
     };
     let code = match command_line.command {
         Command::Run(place) => with_config(&place, |config, level| ending(app::run(config, Some(level)))),
-        Command::Check(place) => check(&place),
+        Command::Check(wanted) => check(&wanted),
         Command::Topology(Topology::Declare(place)) => with_config(&place, |config, _| declare(&config)),
         Command::Topology(Topology::Policies(place)) => with_config(&place, |config, _| {
             print(cli::topology::policies(&config.amqp, config.worker.deadline_max))
@@ -145,12 +155,22 @@ fn with_config(place: &Configuration, command: impl FnOnce(Config, Level) -> u8)
     }
 }
 
-fn check(place: &Configuration) -> u8 {
-    let (file, environment) = (place.config.as_deref(), std::env::vars_os());
-    match cli::check::run(file, environment, &mut std::io::stdout(), &mut std::io::stderr()) {
-        Ok(true) => DONE,
-        Ok(false) => CONFIGURATION,
-        Err(_) => FAILED,
+fn check(wanted: &Check) -> u8 {
+    let (file, environment) = (wanted.configuration.config.as_deref(), std::env::vars_os());
+    let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+    let config = match cli::check::run(file, environment, &mut out, &mut err) {
+        Ok(Some(config)) => config,
+        Ok(None) => return CONFIGURATION,
+        Err(_) => return FAILED,
+    };
+    if !wanted.connect {
+        return DONE;
+    }
+    match app::block_on(cli::connect::run(&config, &mut out, &mut err)) {
+        Ok(Ok(true)) => DONE,
+        Ok(Ok(false)) => UNAVAILABLE,
+        Ok(Err(error)) => cannot_start(&error),
+        Err(error) => no_runtime(&error),
     }
 }
 
@@ -229,11 +249,13 @@ fn ending(ending: Result<Ending, app::StartError>) -> u8 {
     match ending {
         Ok(Ending::Done) => DONE,
         Ok(Ending::GraceRanOut | Ending::Cut) => FAILED,
-        Err(error) => {
-            eprintln!("{error}");
-            if error.is_configuration() { CONFIGURATION } else { FAILED }
-        }
+        Err(error) => cannot_start(&error),
     }
+}
+
+fn cannot_start(error: &app::StartError) -> u8 {
+    eprintln!("{error}");
+    if error.is_configuration() { CONFIGURATION } else { FAILED }
 }
 
 #[cfg(test)]

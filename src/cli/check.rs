@@ -10,33 +10,36 @@ use crate::clock::Clock;
 use crate::config::{self, Concern, Config, date, describe_uri};
 use crate::domain::app::{App, Environment};
 
-/// Reads the configuration and writes a summary to `out`, or every mistake to `err`, one line each. `Ok(true)`: all is
-/// right. Errors: one of the two cannot be written.
+/// Reads the configuration and writes a summary to `out`, or every mistake to `err`, one line each. Gives the configuration
+/// where all is right. Errors: one of the two cannot be written.
 pub fn run<K, V>(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (K, V)>,
     out: &mut dyn Write,
     err: &mut dyn Write,
-) -> io::Result<bool>
+) -> io::Result<Option<Config>>
 where
     K: Into<OsString>,
     V: Into<OsString>,
 {
     match check(file, environment) {
-        Ok(summary) => {
+        Ok((config, summary)) => {
             out.write_all(summary.as_bytes())?;
-            Ok(true)
+            Ok(Some(config))
         }
         Err(mistakes) => {
             writeln!(err, "{mistakes}")?;
-            Ok(false)
+            Ok(None)
         }
     }
 }
 
-/// The summary of a right configuration, or its mistakes, a line each. A certificate that APNs or the broker would refuse is
+/// A right configuration and its summary, or its mistakes, a line each. A certificate that APNs or the broker would refuse is
 /// one of them, though a worker starts with it, for the sake of its other apps, and because it may be replaced.
-fn check<K, V>(file: Option<&Path>, environment: impl IntoIterator<Item = (K, V)>) -> Result<String, String>
+fn check<K, V>(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (K, V)>,
+) -> Result<(Config, String), String>
 where
     K: Into<OsString>,
     V: Into<OsString>,
@@ -54,7 +57,11 @@ where
             None => {}
         }
     }
-    if mistakes.is_empty() { Ok(summarise(&config) + &warnings) } else { Err(mistakes.join("\n")) }
+    if !mistakes.is_empty() {
+        return Err(mistakes.join("\n"));
+    }
+    let summary = summarise(&config) + &warnings;
+    Ok((config, summary))
 }
 
 /// What the worker would do, on a few lines: apps with topic, environment and key, endpoints, queues. Holds no secret.
@@ -129,7 +136,7 @@ mod tests {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let right = run(None, variables.iter().copied(), &mut out, &mut err).expect("memory can be written");
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        (right, text(out), text(err))
+        (right.is_some(), text(out), text(err))
     }
 
     #[test]

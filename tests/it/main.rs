@@ -22,6 +22,7 @@ mod check;
 mod client;
 mod client_certificate;
 mod cluster;
+mod connect;
 mod contract;
 mod credential;
 mod expired;
