@@ -99,6 +99,15 @@ impl Running {
         if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", self.name).into()) }
     }
 
+    /// Tells it to stop, as Kubernetes does, and waits for its end.
+    pub fn stop(self) -> Result<(), Failure> {
+        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
+        if !told.success() {
+            return Err(format!("{} cannot be told to stop: {told}", self.name).into());
+        }
+        self.finish()
+    }
+
     /// Ends it, so that whoever waits for it at a pipe sees the end.
     pub fn kill(&mut self) {
         // It may have ended by itself.

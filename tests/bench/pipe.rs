@@ -5,6 +5,7 @@
 
 #![allow(unreachable_pub, missing_docs, reason = "the modules of a benchmark, which nobody else sees")]
 
+#[allow(dead_code, reason = "another benchmark uses more of it")]
 mod child;
 mod reference;
 mod report;

@@ -40,6 +40,7 @@ mod process;
 mod prometheus;
 mod proxy;
 mod reload;
+mod scaling;
 mod soak;
 mod stop;
 mod tidy;
