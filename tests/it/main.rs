@@ -29,6 +29,7 @@ mod expired;
 mod foreign;
 mod health;
 mod http;
+mod image;
 mod incident;
 mod load;
 mod metrics;
