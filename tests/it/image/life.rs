@@ -1,8 +1,9 @@
 //! The image's programs as process number 1 of a container: its user, its files and nothing else, all of them read-only.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde_json::json;
@@ -30,7 +31,7 @@ struct Contained {
 impl Contained {
     /// `args`: those of `tests/image`.
     async fn start(args: &[&str], place: &Place, name: &str) -> Self {
-        std::sync::LazyLock::force(&MADE);
+        LazyLock::force(&MADE);
         let mut process = Process::start(PROGRAM, args, &[], place.as_ref(), name);
         let until = Instant::now() + READY_WITHIN;
         loop {
@@ -111,7 +112,7 @@ impl Mounted {
     }
 
     async fn once(&self, args: &[&str]) -> Ended {
-        std::sync::LazyLock::force(&MADE);
+        LazyLock::force(&MADE);
         let mut process = Process::start(PROGRAM, args, &[], self.place.as_ref(), "once");
         let status = process.ended(READY_WITHIN).await;
         Ended { code: status.code(), stdout: process.stdout(), stderr: process.stderr() }
@@ -168,6 +169,11 @@ async fn a_call_rings_out_of_the_image_and_sigterm_ends_process_number_1() {
     let worker = live(worker, config.admin_port()).await;
     let identity = ["NSpid", "Uid", "Gid", "CapEff", "NoNewPrivs"].map(|name| worker.status(name));
     println!("{identity:?}");
+    // Another user than root is shown outside as who he is there.
+    if fs::metadata("/proc/self").expect("it is always there").uid() == 0 {
+        let all = ["65532"; 4].join("\t");
+        assert_eq!((&identity[1], &identity[2]), (&all, &all), "the user of the image");
+    }
     assert!(identity[0].ends_with("\t1"), "process number 1: {}", identity[0]);
     assert_eq!(identity[3].trim_start_matches('0'), "", "no rights at all");
     assert_eq!(identity[4], "1", "and no way to more");
@@ -193,7 +199,7 @@ fn call() -> Outgoing {
     let body = json!({
         "call_id": "00000007-0000-4000-8000-000000000001",
         "app": "acme",
-        "deadline": written(now() + Duration::from_secs(60)),
+        "deadline": written(now() + Duration::from_mins(1)),
         "devices": [{ "token": format!("a11e{:060x}", 7) }],
     });
     Outgoing { body: body.to_string().into_bytes(), properties: json!({ "message_id": "invite-7" }) }
