@@ -1,0 +1,103 @@
+{{/*
+Queues, exchanges and bindings as src/amqp/topology.rs has them, for RabbitMQ's messaging topology operator.
+*/}}
+
+{{/* What every one of these objects has in its spec. */}}
+{{- define "ringcast.topology.broker" -}}
+vhost: {{ .Values.topology.vhost | quote }}
+rabbitmqClusterReference:
+  {{- with .Values.topology.rabbitmqCluster }}
+  {{- if .name }}
+  name: {{ .name }}
+  {{- with .namespace }}
+  namespace: {{ . }}
+  {{- end }}
+  {{- else }}
+  connectionSecret:
+    name: {{ .connectionSecret }}
+  {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{/* An object's metadata. It outlives the release: with the object the operator would delete the queue and all calls in it. */}}
+{{- define "ringcast.topology.metadata" -}}
+name: {{ include "ringcast.topology.name" . }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "ringcast.labels" .root | nindent 2 }}
+annotations:
+  helm.sh/resource-policy: keep
+{{- end -}}
+
+{{/* A name that Kubernetes takes, from one that RabbitMQ takes; where letters were lost, the start of its digest tells it apart. */}}
+{{- define "ringcast.topology.name" -}}
+{{- $slug := regexReplaceAll "[^a-z0-9]+" (lower .name) "-" | trunc 40 | trimAll "-" -}}
+{{- $exact := eq $slug (.name | replace "." "-") -}}
+{{- $name := ternary $slug (printf "%s-%s" $slug (sha256sum .name | trunc 8) | trimPrefix "-") $exact -}}
+{{ include "ringcast.fullname" .root }}-{{ $name }}
+{{- end -}}
+
+{{/* Every exchange, as JSON: name and type. */}}
+{{- define "ringcast.topology.exchanges" -}}
+{{- $amqp := (include "ringcast.effective" . | fromJson).amqp -}}
+{{- list
+  (dict "name" "ringcast.dead" "type" "headers")
+  (dict "name" $amqp.results_exchange "type" "topic")
+  (dict "name" "ringcast.live" "type" "fanout")
+  (dict "name" "ringcast.ended" "type" "fanout")
+| toJson -}}
+{{- end -}}
+
+{{/* Every queue, as JSON: name, type and further arguments. */}}
+{{- define "ringcast.topology.queues" -}}
+{{- $amqp := (include "ringcast.effective" . | fromJson).amqp -}}
+{{/* A dead letter is handed over before the original goes: only from a quorum queue that refuses when full. */}}
+{{- $deadLettering := dict "x-delivery-limit" 20 "x-dead-letter-strategy" "at-least-once" "x-overflow" "reject-publish" -}}
+{{- $queues := list -}}
+{{- range $amqp.invites -}}
+{{- $arguments := merge (dict "x-dead-letter-exchange" "ringcast.dead") $deadLettering -}}
+{{- $queues = append $queues (dict "name" . "type" "quorum" "arguments" $arguments) -}}
+{{- end -}}
+{{- $expired := merge (dict "x-dead-letter-exchange" "" "x-dead-letter-routing-key" "ringcast.dead") $deadLettering -}}
+{{- $queues = append $queues (dict "name" "ringcast.expired" "type" "quorum" "arguments" $expired) -}}
+{{- range list "ringcast.dead" "ringcast.outcomes" "ringcast.invalid-tokens" "ringcast.quarantined-tokens" -}}
+{{- $queues = append $queues (dict "name" . "type" "quorum") -}}
+{{- end -}}
+{{- append $queues (dict "name" "ringcast.ended" "type" "stream" "arguments" (dict "x-max-age" "10m")) | toJson -}}
+{{- end -}}
+
+{{/* Every binding, as JSON: exchange, queue, routing key and arguments. */}}
+{{- define "ringcast.topology.bindings" -}}
+{{- $results := (include "ringcast.effective" . | fromJson).amqp.results_exchange -}}
+{{- $bindings := list -}}
+{{- range $reason, $queue := dict "rejected" "ringcast.dead" "maxlen" "ringcast.dead" "expired" "ringcast.expired" "delivery_limit" "ringcast.expired" -}}
+{{/* Plain `all` ignores keys that begin with x-, and would let every death through. */}}
+{{- $arguments := dict "x-match" "all-with-x" "x-first-death-reason" $reason -}}
+{{- $bindings = append $bindings (dict "name" (printf "dead-%s" $reason) "source" "ringcast.dead" "queue" $queue "key" "" "arguments" $arguments) -}}
+{{- end -}}
+{{- range $key, $queue := dict "outcome.#" "ringcast.outcomes" "invalid_token.#" "ringcast.invalid-tokens" "quarantined_token.#" "ringcast.quarantined-tokens" -}}
+{{- $bindings = append $bindings (dict "name" $queue "source" $results "queue" $queue "key" $key) -}}
+{{- end -}}
+{{- append $bindings (dict "name" "ringcast.ended" "source" "ringcast.ended" "queue" "ringcast.ended" "key" "") | toJson -}}
+{{- end -}}
+
+{{/* The policies that `ringcast topology policies` prints, as JSON: limits and times to live are no arguments. */}}
+{{- define "ringcast.topology.policies" -}}
+{{- $effective := include "ringcast.effective" . | fromJson -}}
+{{- $ttl := include "ringcast.milliseconds" $effective.worker.deadline_max | int64 -}}
+{{- list
+  (dict "name" "ringcast-invites" "queues" $effective.amqp.invites
+    "definition" (dict "max-length" 100000 "message-ttl" $ttl))
+  (dict "name" "ringcast-results" "queues" (list "ringcast.outcomes" "ringcast.invalid-tokens" "ringcast.quarantined-tokens")
+    "definition" (dict "max-length" 1000000 "overflow" "drop-head"))
+  (dict "name" "ringcast-dead" "queues" (list "ringcast.dead")
+    "definition" (dict "max-length" 100000 "overflow" "drop-head" "message-ttl" 1209600000))
+| toJson -}}
+{{- end -}}
+
+{{/* A regular expression of exactly these names. */}}
+{{- define "ringcast.topology.pattern" -}}
+{{- $names := list -}}
+{{- range . }}{{ $names = append $names (regexReplaceAll `([^\p{L}\p{N}_/:-])` . `\${1}`) }}{{ end -}}
+^({{ join "|" $names }})$
+{{- end -}}
