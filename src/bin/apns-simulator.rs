@@ -26,6 +26,10 @@ struct Arguments {
     /// what is missing is made
     #[arg(long, value_name = "DIR")]
     identity: PathBuf,
+    /// A host name or address that clients dial it by, beside `localhost`, once or more: the server's certificate is made
+    /// for it
+    #[arg(long, value_name = "HOST")]
+    name: Vec<String>,
     /// Apple's team id: ten letters or digits
     #[arg(long, value_name = "T", default_value = "TEAM123456", value_parser = apple_id)]
     team_id: String,
@@ -110,7 +114,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
-    let identity = Identity::open_or_create(&arguments.identity, &arguments.key_id)
+    let identity = Identity::open_or_create_for(&arguments.identity, &arguments.key_id, &arguments.name)
         .map_err(|error| Failure(CONFIGURATION, format!("--identity: {error}")))?;
     let script = match &arguments.script {
         None => Script::default(),

@@ -21,8 +21,10 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::ServerConfig;
+use rustls::client::verify_server_name;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::ParsedCertificate;
 use time::{Duration, OffsetDateTime};
 
 use super::certificate::{AnyClient, Certificate};
@@ -34,7 +36,7 @@ mod client;
 use client::Authority;
 pub use client::Issued;
 
-/// The names the server certificate is good for. Apple's own are not among them, on purpose.
+/// The names every server certificate is good for. Apple's own are not among them, on purpose.
 const SERVER_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 /// How long certificates are good for. Nothing renews them but a removed folder.
 const VALIDITY: Duration = Duration::days(3650);
@@ -68,6 +70,9 @@ pub enum IdentityError {
         /// A file that is there.
         present: PathBuf,
     },
+    /// What clients shall dial is no host name.
+    #[error("{0:?} is no host name or address, as in ringcast-simulator or 10.0.0.7")]
+    Name(String),
     /// The key id could not be a file's name.
     #[error("key id {0:?}: Apple's are ten letters or digits, as in AuthKey_KEY1234567.p8")]
     KeyId(String),
@@ -128,7 +133,7 @@ impl std::fmt::Debug for Identity {
 impl Identity {
     /// A new one, in memory only.
     pub fn ephemeral() -> Result<Self, IdentityError> {
-        let (tls, authority) = (Tls::make()?, Authority::make()?);
+        let (tls, authority) = (Tls::make(&[])?, Authority::make()?);
         let path = Path::new("(in memory)");
         Self::assemble(&tls, make_p8()?, authority, [path; 6])
     }
@@ -137,17 +142,31 @@ impl Identity {
     /// The three TLS files are made together or not at all, and so are the two of the clients' authority; a signing key
     /// is made for each new `key_id`.
     pub fn open_or_create(dir: &Path, key_id: &str) -> Result<Self, IdentityError> {
+        Self::open_or_create_for(dir, key_id, &[])
+    }
+
+    /// The same, with a server certificate that is good for further host names or addresses, beside `localhost`. One that
+    /// is there and is not good for them is a mistake.
+    pub fn open_or_create_for(dir: &Path, key_id: &str, names: &[String]) -> Result<Self, IdentityError> {
         if !is_apple_id(key_id) {
             return Err(IdentityError::KeyId(key_id.to_owned()));
+        }
+        if let Some(wrong) = names.iter().find(|name| ServerName::try_from(name.as_str()).is_err()) {
+            return Err(IdentityError::Name(wrong.clone()));
         }
         fs::create_dir_all(dir).map_err(at(dir))?;
         let paths = ["server.key", "server.pem", "ca.pem", "client-ca.key", "client-ca.pem"];
         let [key, chain, ca, client_key, client_ca] = paths.map(|name| dir.join(name));
 
         let tls = if are_there(&[&key, &chain, &ca])? {
-            Tls { key: read(&key)?, chain: read(&chain)?, ca: read(&ca)? }
+            let tls = Tls { key: read(&key)?, chain: read(&chain)?, ca: read(&ca)? };
+            if let Some(name) = names.iter().find(|name| !tls.is_good_for(name)) {
+                let what = format!("is not good for {name}, and neither are the ca.pem and server.key that go with it");
+                return Err(IdentityError::Content { path: chain, what });
+            }
+            tls
         } else {
-            let tls = Tls::make()?;
+            let tls = Tls::make(names)?;
             write(&key, &tls.key, 0o600)?;
             write(&chain, &tls.chain, 0o644)?;
             write(&ca, &tls.ca, 0o644)?;
@@ -260,11 +279,21 @@ struct Tls {
 }
 
 impl Tls {
-    fn make() -> Result<Self, IdentityError> {
+    /// Whether a client that dials `name` would take the certificate for the right one.
+    fn is_good_for(&self, name: &str) -> bool {
+        let (Ok(certificate), Ok(name)) =
+            (CertificateDer::from_pem_slice(self.chain.as_bytes()), ServerName::try_from(name))
+        else {
+            return false;
+        };
+        let certificate = ParsedCertificate::try_from(&certificate);
+        certificate.is_ok_and(|certificate| verify_server_name(&certificate, &name).is_ok())
+    }
+
+    fn make(names: &[String]) -> Result<Self, IdentityError> {
         let made = crypto("make a certificate");
         let now = now();
-        let params = |name: &str, names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let params = |name: &str, names: Vec<String>| {
             CertificateParams::new(names).map(|mut params| {
                 params.distinguished_name.push(DnType::CommonName, name);
                 params.not_before = now - Duration::days(1);
@@ -272,13 +301,14 @@ impl Tls {
                 params
             })
         };
-        let mut authority = params("Ringcast APNs simulator CA", &[]).map_err(&made)?;
+        let mut authority = params("Ringcast APNs simulator CA", Vec::new()).map_err(&made)?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let authority =
             CertifiedIssuer::self_signed(authority, KeyPair::generate().map_err(&made)?).map_err(&made)?;
 
-        let mut server = params("localhost", &SERVER_NAMES).map_err(&made)?;
+        let names = SERVER_NAMES.iter().map(ToString::to_string).chain(names.iter().cloned()).collect();
+        let mut server = params("localhost", names).map_err(&made)?;
         server.is_ca = IsCa::ExplicitNoCa;
         server.use_authority_key_identifier_extension = true;
         server.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -28,7 +28,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* What pods carry: nothing that changes with the chart alone, which would replace them all. */}}
 {{- define "ringcast.podLabels" -}}
 {{ include "ringcast.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | trimAll "-_." | quote }}
 app.kubernetes.io/part-of: ringcast
 {{- with .Values.commonLabels }}
 {{ toYaml . }}

@@ -44,9 +44,8 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- $keda := $scaling.keda -}}
 {{- if gt (int $scaling.min) (int $scaling.max) -}}
 {{- $mistakes = append $mistakes (printf "autoscaling.min is %d and autoscaling.max is %d: give a max that is not below min" (int $scaling.min) (int $scaling.max)) -}}
-{{- end -}}
-{{- if or (lt (int $keda.fallback.replicas) (int $scaling.min)) (gt (int $keda.fallback.replicas) (int $scaling.max)) -}}
-{{- $mistakes = append $mistakes (printf "autoscaling.keda.fallback.replicas is %d: give a number from autoscaling.min, %d, to autoscaling.max, %d" (int $keda.fallback.replicas) (int $scaling.min) (int $scaling.max)) -}}
+{{- else if and $keda.fallback.replicas (or (lt (int $keda.fallback.replicas) (int $scaling.min)) (gt (int $keda.fallback.replicas) (int $scaling.max))) -}}
+{{- $mistakes = append $mistakes (printf "autoscaling.keda.fallback.replicas is %d: give a number from autoscaling.min, %d, to autoscaling.max, %d, or 0 for twice min" (int $keda.fallback.replicas) (int $scaling.min) (int $scaling.max)) -}}
 {{- end -}}
 {{- if and (eq (include "ringcast.scaler" .) "hpa") (not (dig "requests" "cpu" "" .Values.resources)) -}}
 {{- $mistakes = append $mistakes "autoscaling.kind is hpa, which measures CPU against what is asked for: set resources.requests.cpu, e.g. 250m" -}}
@@ -54,6 +53,10 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- if eq (include "ringcast.scaler" .) "keda" -}}
 {{- if and $keda.prometheus.serverAddress (not $keda.prometheus.query) (eq (toString .Values.monitoring.podMonitor.enabled) "false") -}}
 {{- $mistakes = append $mistakes "autoscaling.keda.prometheus asks for series by the job that the PodMonitor gives them, and monitoring.podMonitor.enabled is false: give autoscaling.keda.prometheus.query with your own job, or let the chart make the PodMonitor" -}}
+{{- end -}}
+{{- $address := $keda.prometheus.serverAddress -}}
+{{- if and $address (not (regexMatch "^https?://[^/?#@]+(/[^?#@]*)?$" $address)) -}}
+{{- $mistakes = append $mistakes "autoscaling.keda.prometheus.serverAddress (not shown) is not the address of a Prometheus: give http://HOST:PORT; a login belongs into a TriggerAuthentication that authenticationRef names" -}}
 {{- end -}}
 {{- $amqp := (include "ringcast.config" . | fromJson).amqp -}}
 {{- range $key := list "ca_file" "client_cert_file" "client_key_file" -}}
@@ -66,18 +69,10 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- $mistakes | toJson -}}
 {{- end -}}
 
-{{/* Of Ringcast's own rules those that go across settings or are about durations; `ringcast check` knows all of them. */}}
+{{/* Of Ringcast's own rules those that go across settings, are about durations, or ask for a sentence; `ringcast check` knows all. */}}
 {{- define "ringcast.refuse.config" -}}
-{{- $mistakes := list -}}
+{{- $mistakes := concat (include "ringcast.refuse.apps" . | fromJsonArray) (include "ringcast.refuse.files" . | fromJsonArray) -}}
 {{- $config := .Values.config | default dict -}}
-{{- if not $config.apps -}}
-{{- $mistakes = append $mistakes "config.apps is empty: name at least one app, as in config.apps.acme with bundle_id and auth" -}}
-{{- end -}}
-{{- range $name, $app := $config.apps -}}
-{{- if and (not $app.auth) (not $.Values.simulator.enabled) -}}
-{{- $mistakes = append $mistakes (printf "config.apps.%s.auth is missing: give team_id, key_id and key_file of a key from Apple, or cert_file and key_file of a certificate" $name) -}}
-{{- end -}}
-{{- end -}}
 {{- $bounds := list
   (list "apns" "request_timeout" "100ms" "60s")
   (list "apns" "reload_interval" "0s" "1h")
@@ -101,11 +96,20 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- $mistakes = append $mistakes (printf "config.worker.ring_time_min is %s, and no deadline lies further ahead than deadline_max, %s, so that no call would ever ring: give less" . $deadline) -}}
 {{- end -}}
 {{- end -}}
+{{- $listen := dig "listen" "0.0.0.0:9090" ($config.admin | default dict) -}}
+{{- if not (regexMatch "^(0[.]0[.]0[.]0|\\[::\\]):[1-9][0-9]{0,4}$" $listen) -}}
+{{- $mistakes = append $mistakes (printf "config.admin.listen is %s: give 0.0.0.0:PORT or [::]:PORT, since the kubelet and Prometheus come from outside and must know the port" $listen) -}}
+{{- end -}}
 {{- $apns := $config.apns | default dict -}}
 {{- $least := dig "connections" 2 $apns | int -}}
 {{- $most := dig "connections_max" 8 $apns | int -}}
 {{- if gt $least $most -}}
 {{- $mistakes = append $mistakes (printf "config.apns.connections is %d and connections_max is %d: give a connections_max that is not below connections" $least $most) -}}
+{{- end -}}
+{{- range $key := list "production" "sandbox" -}}
+{{- if not (regexMatch "^https://[^/?#@]+$" (dig $key "https://api.push.apple.com" $apns)) -}}
+{{- $mistakes = append $mistakes (printf "config.apns.%s (not shown) is not https://HOST or https://HOST:PORT: give that, and nothing after it" $key) -}}
+{{- end -}}
 {{- end -}}
 {{- $proxy := $apns.proxy | default "" -}}
 {{- if contains "@" $proxy -}}
@@ -118,6 +122,60 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- $mistakes = append $mistakes "config.traces.otlp_endpoint (not shown) holds a login: put an authorization header into a file of existingSecret that headers_file names" -}}
 {{- else if and $otlp (not (regexMatch "^https?://[^/?#]" $otlp)) -}}
 {{- $mistakes = append $mistakes "config.traces.otlp_endpoint (not shown) is not a URL: give http://HOST:4318 or https://HOST/PATH" -}}
+{{- end -}}
+{{- $mistakes | toJson -}}
+{{- end -}}
+
+{{- define "ringcast.refuse.apps" -}}
+{{- $mistakes := list -}}
+{{- $apps := (.Values.config | default dict).apps -}}
+{{- if not $apps -}}
+{{- $mistakes = append $mistakes "config.apps is empty: name at least one app, as in config.apps.acme with bundle_id and auth" -}}
+{{- end -}}
+{{- range $name, $app := $apps -}}
+{{- if or (eq $name "malformed") (not (regexMatch "^[a-z0-9_-]{1,64}$" $name)) -}}
+{{- $mistakes = append $mistakes (printf "config.apps.%s is not a name for an app: give 1 to 64 of a-z 0-9 _ -, and not \"malformed\"" $name) -}}
+{{- end -}}
+{{- if hasSuffix ".voip" (lower $app.bundle_id) -}}
+{{- $mistakes = append $mistakes (printf "config.apps.%s.bundle_id ends in .voip, which the worker appends itself: leave it off" $name) -}}
+{{- end -}}
+{{- if and (not $app.auth) (not $.Values.simulator.enabled) -}}
+{{- $mistakes = append $mistakes (printf "config.apps.%s.auth is missing: give team_id, key_id and key_file of a key from Apple, or cert_file and key_file of a certificate" $name) -}}
+{{- end -}}
+{{- range $table := list "auth" "auth_sandbox" -}}
+{{- with get $app $table -}}
+{{- if and .cert_file (or .team_id .key_id) -}}
+{{- $mistakes = append $mistakes (printf "config.apps.%s.%s has cert_file beside team_id or key_id: give a certificate with its key_file, or a key with team_id and key_id" $name $table) -}}
+{{- else if and (not .cert_file) (not (and .team_id .key_id)) -}}
+{{- $mistakes = append $mistakes (printf "config.apps.%s.%s has a key without team_id or key_id: give both, ten of A-Z 0-9 each, or a cert_file" $name $table) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $mistakes | toJson -}}
+{{- end -}}
+
+{{/* What shall be a file's name and is something else may be the secret itself: it is never shown, nor rendered. */}}
+{{- define "ringcast.refuse.files" -}}
+{{- $config := .Values.config | default dict -}}
+{{- $files := dict -}}
+{{- range $section, $keys := dict "amqp" (list "uri_file" "ca_file" "client_cert_file" "client_key_file") "apns" (list "ca_file" "proxy_credentials_file") "traces" (list "ca_file" "headers_file") -}}
+{{- range $keys -}}
+{{- $_ := set $files (printf "config.%s.%s" $section .) (get (get $config $section | default dict) .) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $app := $config.apps -}}
+{{- range $table := list "auth" "auth_sandbox" -}}
+{{- range list "key_file" "cert_file" -}}
+{{- $_ := set $files (printf "config.apps.%s.%s.%s" $name $table .) (get (get $app $table | default dict) .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $mistakes := list -}}
+{{- range $name, $file := $files -}}
+{{- if and $file (not (regexMatch "^(/[^\\n:]+|[-._a-zA-Z0-9]+)$" $file)) -}}
+{{- $mistakes = append $mistakes (printf "%s (not shown: it may be the secret itself) is no file's name: give a key of existingSecret, as in AuthKey_KEY1234567.p8, or a path that begins with /" $name) -}}
+{{- end -}}
 {{- end -}}
 {{- $mistakes | toJson -}}
 {{- end -}}

@@ -29,12 +29,15 @@ annotations:
   helm.sh/resource-policy: keep
 {{- end -}}
 
-{{/* A name that Kubernetes takes, from one that RabbitMQ takes; where letters were lost, the start of its digest tells it apart. */}}
+{{/*
+A name that Kubernetes takes, from one that RabbitMQ takes: ringcast.dead is RELEASE-dead. Where two could become one, as of another
+form, the start of a digest tells them apart.
+*/}}
 {{- define "ringcast.topology.name" -}}
-{{- $slug := regexReplaceAll "[^a-z0-9]+" (lower .name) "-" | trunc 40 | trimAll "-" -}}
-{{- $exact := eq $slug (.name | replace "." "-") -}}
-{{- $name := ternary $slug (printf "%s-%s" $slug (sha256sum .name | trunc 8) | trimPrefix "-") $exact -}}
-{{ include "ringcast.fullname" .root }}-{{ $name }}
+{{- $plain := regexMatch "^ringcast[.][a-z0-9]+(-[a-z0-9]+)*$" .name -}}
+{{- $slug := regexReplaceAll "[^a-z0-9]+" (trimPrefix "ringcast." .name | lower) "-" | trunc 40 | trimAll "-" -}}
+{{- $digest := ternary "" (sha256sum .name | trunc 8) $plain -}}
+{{- compact (list (include "ringcast.fullname" .root) $slug $digest) | join "-" -}}
 {{- end -}}
 
 {{/* Every exchange, as JSON: name and type. */}}
@@ -73,7 +76,7 @@ annotations:
 {{- range $reason, $queue := dict "rejected" "ringcast.dead" "maxlen" "ringcast.dead" "expired" "ringcast.expired" "delivery_limit" "ringcast.expired" -}}
 {{/* Plain `all` ignores keys that begin with x-, and would let every death through. */}}
 {{- $arguments := dict "x-match" "all-with-x" "x-first-death-reason" $reason -}}
-{{- $bindings = append $bindings (dict "name" (printf "dead-%s" $reason) "source" "ringcast.dead" "queue" $queue "key" "" "arguments" $arguments) -}}
+{{- $bindings = append $bindings (dict "name" (printf "ringcast.dead-%s" (replace "_" "-" $reason)) "source" "ringcast.dead" "queue" $queue "key" "" "arguments" $arguments) -}}
 {{- end -}}
 {{- range $key, $queue := dict "outcome.#" "ringcast.outcomes" "invalid_token.#" "ringcast.invalid-tokens" "quarantined_token.#" "ringcast.quarantined-tokens" -}}
 {{- $bindings = append $bindings (dict "name" $queue "source" $results "queue" $queue "key" $key) -}}

@@ -56,6 +56,23 @@ fn what_is_missing_is_made_and_what_is_there_is_used() {
 }
 
 #[test]
+fn a_certificate_is_made_for_the_names_that_clients_dial() {
+    let folder = Folder::new("names");
+    let make = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        Identity::open_or_create_for(&folder.0, "KEY1234567", &names)
+    };
+    let first = make(&["ringcast-simulator", "10.0.0.7"]).unwrap();
+    for there in [&["ringcast-simulator"][..], &["10.0.0.7", "localhost"], &[]] {
+        assert_eq!(make(there).unwrap().ca_pem(), first.ca_pem(), "{there:?}");
+    }
+    let error = make(&["ringcast-simulator", "apns.test"]).unwrap_err().to_string();
+    assert!(error.contains("server.pem: is not good for apns.test, and neither"), "{error}");
+    let error = make(&["two words"]).unwrap_err().to_string();
+    assert!(error.contains("\"two words\" is no host name or address"), "{error}");
+}
+
+#[test]
 fn half_an_identity_is_no_identity() {
     let folder = Folder::new("half");
     Identity::open_or_create(&folder.0, "KEY1234567").unwrap();
