@@ -6,11 +6,11 @@ Names, labels, and what is computed from the settings.
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* Leaves room for the longest ending, "-simulator", within the 63 letters of a Service's name. */}}
+{{/* Leaves room for the longest ending, "-declare-" and a digest, within the 63 letters that names of Jobs and Services have. */}}
 {{- define "ringcast.fullname" -}}
 {{- $name := include "ringcast.name" . -}}
 {{- $both := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
-{{- .Values.fullnameOverride | default $both | trunc 53 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | default $both | trunc 46 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "ringcast.selectorLabels" -}}

@@ -34,6 +34,9 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- if and .enabled (eq (empty .rabbitmqCluster.name) (empty .rabbitmqCluster.connectionSecret)) -}}
 {{- $mistakes = append $mistakes "topology.enabled needs to know the broker: give topology.rabbitmqCluster.name, of a RabbitmqCluster object, or .connectionSecret, a Secret with uri, username and password of the management API; one of the two" -}}
 {{- end -}}
+{{- if and .declare.enabled (not .declare.existingSecret) -}}
+{{- $mistakes = append $mistakes (printf "topology.declare.existingSecret is missing: give the name of a Secret whose key %s holds the URI of a user who may declare; the workers' user should not" .declare.amqpUriKey) -}}
+{{- end -}}
 {{- end -}}
 {{- $mistakes | toJson -}}
 {{- end -}}
