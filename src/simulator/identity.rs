@@ -161,7 +161,9 @@ impl Identity {
         let tls = if are_there(&[&key, &chain, &ca])? {
             let tls = Tls { key: read(&key)?, chain: read(&chain)?, ca: read(&ca)? };
             if let Some(name) = names.iter().find(|name| !tls.is_good_for(name)) {
-                let what = format!("is not good for {name}, and neither are the ca.pem and server.key that go with it");
+                let what = format!(
+                    "is not good for {name}, and neither are the ca.pem and server.key that go with it"
+                );
                 return Err(IdentityError::Content { path: chain, what });
             }
             tls
