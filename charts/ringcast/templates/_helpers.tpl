@@ -13,26 +13,28 @@ Names, labels, and what is computed from the settings.
 {{- .Values.fullnameOverride | default $both | trunc 46 | trimSuffix "-" -}}
 {{- end -}}
 
+{{/* What tells a release's objects, and those of one `component` of it, from all others. */}}
 {{- define "ringcast.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "ringcast.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
-{{- end -}}
-
-{{/* What every object carries. A component of its own is added by those that have one. */}}
-{{- define "ringcast.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{ include "ringcast.podLabels" . }}
-{{- end -}}
-
-{{/* What pods carry: nothing that changes with the chart alone, which would replace them all. */}}
-{{- define "ringcast.podLabels" -}}
-{{ include "ringcast.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | trimAll "-_." | quote }}
-app.kubernetes.io/part-of: ringcast
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
+app.kubernetes.io/name: {{ include "ringcast.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
 {{- end }}
+{{- end -}}
+
+{{/* What pods carry: nothing that changes with the chart alone, which would replace them all. The chart's own win over `more`. */}}
+{{- define "ringcast.podLabels" -}}
+{{- $version := .root.Values.image.tag | default .root.Chart.AppVersion | trunc 63 | trimAll "-_." -}}
+{{- $own := dict "app.kubernetes.io/version" $version "app.kubernetes.io/part-of" "ringcast" -}}
+{{- $selector := include "ringcast.selectorLabels" . | fromYaml -}}
+{{- mergeOverwrite (dict) .root.Values.commonLabels (.more | default dict) $own $selector | toYaml -}}
+{{- end -}}
+
+{{/* What every object carries. */}}
+{{- define "ringcast.labels" -}}
+{{- $chart := printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" -}}
+{{- $own := dict "helm.sh/chart" $chart "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- mergeOverwrite (include "ringcast.podLabels" . | fromYaml) $own | toYaml -}}
 {{- end -}}
 
 {{- define "ringcast.serviceAccountName" -}}

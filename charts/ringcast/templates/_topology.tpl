@@ -24,7 +24,7 @@ rabbitmqClusterReference:
 name: {{ include "ringcast.topology.name" . }}
 namespace: {{ .root.Release.Namespace }}
 labels:
-  {{- include "ringcast.labels" .root | nindent 2 }}
+  {{- include "ringcast.labels" (dict "root" .root) | nindent 2 }}
 annotations:
   helm.sh/resource-policy: keep
 {{- end -}}
