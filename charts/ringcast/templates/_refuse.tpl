@@ -62,9 +62,10 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- $mistakes = append $mistakes "autoscaling.keda.prometheus.serverAddress (not shown) is not the address of a Prometheus: give http://HOST:PORT; a login belongs into a TriggerAuthentication that authenticationRef names" -}}
 {{- end -}}
 {{- $amqp := (include "ringcast.config" . | fromJson).amqp -}}
-{{- range $key := list "ca_file" "client_cert_file" "client_key_file" -}}
+{{- range $key := list "uri_file" "ca_file" "client_cert_file" "client_key_file" -}}
 {{- $file := get $amqp $key -}}
-{{- if and $file (not $keda.authenticationRef) (not (regexMatch (printf "^%s/[-._a-zA-Z0-9]+$" (include "ringcast.secretsDir" $)) $file)) -}}
+{{- $own := or $keda.authenticationRef (and (eq $key "uri_file") $keda.amqpUriKey) -}}
+{{- if and $file (not $own) (not (regexMatch (printf "^%s/[-._a-zA-Z0-9]+$" (include "ringcast.secretsDir" $)) $file)) -}}
 {{- $mistakes = append $mistakes (printf "config.amqp.%s is not a file of existingSecret, so KEDA could not read it: put it there and give its key alone, or make a TriggerAuthentication of your own and name it in autoscaling.keda.authenticationRef" $key) -}}
 {{- end -}}
 {{- end -}}
@@ -74,7 +75,11 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 
 {{/* Of Ringcast's own rules those that go across settings, are about durations, or ask for a sentence; `ringcast check` knows all. */}}
 {{- define "ringcast.refuse.config" -}}
-{{- $mistakes := concat (include "ringcast.refuse.apps" . | fromJsonArray) (include "ringcast.refuse.files" . | fromJsonArray) -}}
+{{- $mistakes := concat
+  (include "ringcast.refuse.broker" . | fromJsonArray)
+  (include "ringcast.refuse.apps" . | fromJsonArray)
+  (include "ringcast.refuse.files" . | fromJsonArray)
+-}}
 {{- $config := .Values.config | default dict -}}
 {{- $bounds := list
   (list "apns" "request_timeout" "100ms" "60s")
@@ -125,6 +130,27 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- $mistakes = append $mistakes "config.traces.otlp_endpoint (not shown) holds a login: put an authorization header into a file of existingSecret that headers_file names" -}}
 {{- else if and $otlp (not (regexMatch "^https?://[^/?#]" $otlp)) -}}
 {{- $mistakes = append $mistakes "config.traces.otlp_endpoint (not shown) is not a URL: give http://HOST:4318 or https://HOST/PATH" -}}
+{{- end -}}
+{{- $mistakes | toJson -}}
+{{- end -}}
+
+{{- define "ringcast.refuse.broker" -}}
+{{- $mistakes := list -}}
+{{- $amqp := (.Values.config | default dict).amqp | default dict -}}
+{{- range $amqp.hosts -}}
+{{- if regexMatch "[/@]" . -}}
+{{- $mistakes = append $mistakes "config.amqp.hosts (not shown: it may hold a password) has something else than a host: give HOST or HOST:PORT; login and vhost are the URI's" -}}
+{{- end -}}
+{{- end -}}
+{{- range $amqp.invites -}}
+{{- if or (hasPrefix "amq." .) (has . (list "ringcast.dead" "ringcast.expired" "ringcast.ended" "ringcast.outcomes" "ringcast.invalid-tokens" "ringcast.quarantined-tokens")) -}}
+{{- $mistakes = append $mistakes (printf "config.amqp.invites names %s, which is the queue of something else: name a queue of invites" .) -}}
+{{- end -}}
+{{- end -}}
+{{- with $amqp.results_exchange -}}
+{{- if or (hasPrefix "amq." .) (has . (list "ringcast.dead" "ringcast.ended" "ringcast.live")) -}}
+{{- $mistakes = append $mistakes (printf "config.amqp.results_exchange is %s, which is the exchange of something else: give a topic exchange of its own" .) -}}
+{{- end -}}
 {{- end -}}
 {{- $mistakes | toJson -}}
 {{- end -}}
