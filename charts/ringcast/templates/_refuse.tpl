@@ -51,7 +51,7 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- $mistakes = append $mistakes (printf "autoscaling.keda.fallback.replicas is %d: give a number from autoscaling.min, %d, to autoscaling.max, %d, or 0 for twice min" (int $keda.fallback.replicas) (int $scaling.min) (int $scaling.max)) -}}
 {{- end -}}
 {{- if and (eq (include "ringcast.scaler" .) "hpa") (not (dig "requests" "cpu" "" .Values.resources)) -}}
-{{- $mistakes = append $mistakes "autoscaling.kind is hpa, which measures CPU against what is asked for: set resources.requests.cpu, e.g. 500m" -}}
+{{- $mistakes = append $mistakes "autoscaling.kind is hpa, which measures CPU against what is asked for: set resources.requests.cpu, e.g. 250m" -}}
 {{- end -}}
 {{- if eq (include "ringcast.scaler" .) "keda" -}}
 {{- if and $keda.prometheus.serverAddress (not $keda.prometheus.query) (eq (toString .Values.monitoring.podMonitor.enabled) "false") -}}
