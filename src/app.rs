@@ -221,7 +221,7 @@ pub async fn serve(
     let stopping = async {
         told.await;
         tracing::info!(grace_s = config.shutdown_grace.as_secs(), "the worker stops");
-        lifecycle.send_replace("draining");
+        lifecycle.send_replace("stopping: it takes no more invites, and finishes those that it has begun");
         phase.send_replace(Phase::Draining);
         stop.send_replace(true);
     };

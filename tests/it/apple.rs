@@ -1,10 +1,11 @@
 //! `apns-simulator`: Apple's side, with a script of what goes wrong, and a journal of what it saw.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::broker::Ports;
 use crate::place::Place;
 use crate::process::{APNS_SIMULATOR, Process};
 
@@ -13,13 +14,18 @@ pub(crate) const DEAD: &str = "dead";
 /// Since when, as the contract writes instants.
 pub(crate) const DEAD_SINCE: &str = "2026-09-21T14:13:20Z";
 
+/// Files and folders of it in the test's own.
+const IDENTITY: &str = "identity";
+const SCRIPT: &str = "script.toml";
+const JOURNAL: &str = "journal.jsonl";
+
 /// A running simulator with an identity of its own.
 #[derive(Debug)]
 pub(crate) struct Apple {
     process: Process,
+    place: PathBuf,
+    ports: Ports,
     url: String,
-    identity: PathBuf,
-    journal: PathBuf,
 }
 
 /// One request as the journal has it.
@@ -42,6 +48,11 @@ impl Push {
         self.0["at_ms"].as_i64().expect("the journal says when")
     }
 
+    /// When Apple's side took it or refused it: when its answer left, in milliseconds since 1970.
+    pub(crate) fn answered_ms(&self) -> i64 {
+        self.at_ms() + self.0["delay_ms"].as_i64().unwrap_or_default()
+    }
+
     /// What was answered; `None`: nothing.
     pub(crate) fn status(&self) -> Option<u64> {
         self.0["status"].as_u64()
@@ -56,25 +67,22 @@ impl Push {
 impl Apple {
     /// Starts it: tokens that begin with [`DEAD`] are dead, answers take `latency_ms`, and `more` is added to the script.
     pub(crate) async fn start(place: &Place, latency_ms: (u64, u64), more: &str) -> Self {
-        let identity = place.path("identity");
-        let journal = place.path("journal.jsonl");
-        let script = place.write("script.toml", script(latency_ms) + more);
-        let path = |path: &PathBuf| path.to_str().expect("the test's paths are UTF-8").to_owned();
-        let args = [
-            ["--listen", "127.0.0.1:0"],
-            ["--identity", &path(&identity)],
-            ["--script", &path(&script)],
-            ["--journal", &path(&journal)],
-        ];
-        let mut process =
-            Process::start(APNS_SIMULATOR, args.as_flattened(), &[], place.as_ref(), "apns-simulator");
-        let url = process
-            .says("where it listens", Duration::from_secs(30), |text| {
-                let rest = text.split_once("listening on ")?.1;
-                Some(rest.split_once('\n')?.0.trim().replace("127.0.0.1", "localhost"))
-            })
-            .await;
-        Self { process, url, identity, journal }
+        place.write(SCRIPT, script(latency_ms) + more);
+        let ports = Ports::claim().expect("there are free ports");
+        let place = place.as_ref().to_owned();
+        let process = spawn(&place, &ports).await;
+        let url = format!("https://localhost:{}", ports.first);
+        Self { process, place, ports, url }
+    }
+
+    /// Kills it: its connections are cut, and nobody listens.
+    pub(crate) async fn kill(&mut self) {
+        self.process.kill().await;
+    }
+
+    /// Starts it again where it was, with the same identity and script. The journal goes on.
+    pub(crate) async fn start_again(&mut self) {
+        self.process = spawn(&self.place, &self.ports).await;
     }
 
     /// `https://localhost:PORT`
@@ -84,12 +92,12 @@ impl Apple {
 
     /// What its certificate is signed with.
     pub(crate) fn ca_file(&self) -> PathBuf {
-        self.identity.join("ca.pem")
+        self.place.join(IDENTITY).join("ca.pem")
     }
 
     /// The provider key that it takes.
     pub(crate) fn key_file(&self) -> PathBuf {
-        self.identity.join("AuthKey_KEY1234567.p8")
+        self.place.join(IDENTITY).join("AuthKey_KEY1234567.p8")
     }
 
     /// Stops it in the middle of what it does (SIGSTOP): its connections stay, and carry nothing.
@@ -101,11 +109,21 @@ impl Apple {
     pub(crate) async fn stop(mut self) -> Vec<Push> {
         self.process.terminate();
         self.process.ended(Duration::from_secs(30)).await;
-        let text = std::fs::read_to_string(&self.journal).expect("the simulator writes its journal");
+        let text =
+            std::fs::read_to_string(self.place.join(JOURNAL)).expect("the simulator writes its journal");
         text.lines()
             .map(|line| Push(serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"))))
             .collect()
     }
+}
+
+async fn spawn(place: &Path, ports: &Ports) -> Process {
+    let listen = format!("127.0.0.1:{}", ports.first);
+    let args = ["--listen", &listen, "--identity", IDENTITY, "--script", SCRIPT, "--journal", JOURNAL];
+    let mut process = Process::start(APNS_SIMULATOR, &args, &[], place, "apns-simulator");
+    let listens = |text: &str| text.contains("listening on ").then_some(());
+    process.says("that it listens", Duration::from_secs(30), listens).await;
+    process
 }
 
 fn script((shortest, longest): (u64, u64)) -> String {

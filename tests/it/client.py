@@ -1,6 +1,7 @@
 """A foreign client of the broker: pika, which shares nothing with the worker. One command a process, JSON lines in and out.
 
     client.py URI publish QUEUE                 messages from standard input, confirmed; prints {"confirmed": n}
+    client.py URI stream QUEUE                  the same, each when its line comes, until standard input ends
     client.py URI read QUEUE COUNT LIMIT        takes COUNT messages within LIMIT seconds, prints each
     client.py URI await QUEUE COUNT LIMIT       waits until at least COUNT messages lie in QUEUE; prints {"ready": n}
     client.py URI,URI tide                      publishes each message when its line comes, again until it is confirmed, at
@@ -11,9 +12,11 @@ cannot be done ends the process with a sentence on standard error and status 1.
 """
 
 import base64
+import functools
 import json
 import os
 import sys
+import threading
 import time
 
 import pika
@@ -36,11 +39,15 @@ def parameters(uri):
 
 
 class Publisher:
-    """Publishes with confirms, many at a time: pika's blocking channel would wait for each."""
+    """Publishes with confirms, many at a time: pika's blocking channel would wait for each.
 
-    def __init__(self, uri, queue, messages):
+    Further messages come from `lines`, each when it is there.
+    """
+
+    def __init__(self, uri, queue, messages=(), lines=None):
         self.queue = queue
-        self.messages = messages
+        self.messages = list(messages)
+        self.lines = lines
         self.sent = 0
         self.confirmed = 0
         self.error = None
@@ -61,11 +68,30 @@ class Publisher:
         self.channel = channel
         channel.add_on_close_callback(lambda _, reason: self.done or self.fail(f"channel closed: {reason}"))
         channel.add_on_return_callback(lambda _, method, *rest: self.fail(f"not routed: {method.routing_key}"))
-        channel.confirm_delivery(self.answered, callback=lambda _: self.send())
+        channel.confirm_delivery(self.answered, callback=lambda _: self.start())
+
+    def start(self):
+        if self.lines:
+            threading.Thread(target=self.follow, daemon=True).start()
+        else:
+            self.send()
+
+    def follow(self):
+        for line in self.lines:
+            self.connection.ioloop.add_callback_threadsafe(functools.partial(self.add, line))
+        self.connection.ioloop.add_callback_threadsafe(self.end)
+
+    def add(self, line):
+        self.messages.append(json.loads(line))
+        self.send()
+
+    def end(self):
+        self.lines = None
+        self.send()
 
     @property
     def done(self):
-        return self.confirmed == len(self.messages)
+        return not self.lines and self.confirmed == len(self.messages)
 
     def send(self):
         while self.sent < len(self.messages) and self.sent - self.confirmed < WINDOW:
@@ -105,6 +131,10 @@ class Publisher:
 def publish(uri, queue):
     messages = [json.loads(line) for line in sys.stdin if line.strip()]
     emit({"confirmed": Publisher(uri, queue, messages).run() if messages else 0})
+
+
+def stream(uri, queue):
+    emit({"confirmed": Publisher(uri, queue, lines=sys.stdin).run()})
 
 
 def tide(uris):
@@ -185,7 +215,7 @@ def emit(value):
     print(json.dumps(value, default=str), flush=False)
 
 
-COMMANDS = {"publish": publish, "read": read, "await": await_depth, "tide": tide}
+COMMANDS = {"publish": publish, "stream": stream, "read": read, "await": await_depth, "tide": tide}
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or sys.argv[2] not in COMMANDS:

@@ -32,6 +32,14 @@ pub(crate) struct Incoming {
     pub(crate) properties: Value,
 }
 
+impl Outgoing {
+    /// The line that `client.py` reads.
+    pub(crate) fn line(&self) -> String {
+        let properties = if self.properties.is_null() { json!({}) } else { self.properties.clone() };
+        json!({ "body": base64::encode(&self.body), "properties": properties }).to_string() + "\n"
+    }
+}
+
 impl Incoming {
     /// The body as JSON.
     pub(crate) fn json(&self) -> Value {
@@ -47,12 +55,7 @@ impl Incoming {
 
 /// Publishes persistent messages to a queue and waits for every confirm.
 pub(crate) async fn publish(uri: &str, queue: &str, messages: &[Outgoing]) {
-    let mut lines = String::new();
-    for message in messages {
-        let properties = if message.properties.is_null() { json!({}) } else { message.properties.clone() };
-        lines += &json!({ "body": base64::encode(&message.body), "properties": properties }).to_string();
-        lines.push('\n');
-    }
+    let lines: String = messages.iter().map(Outgoing::line).collect();
     let printed = run(&[uri, "publish", queue], lines.into_bytes()).await;
     assert_eq!(printed[0]["confirmed"], messages.len(), "every message is confirmed");
 }

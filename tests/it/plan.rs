@@ -35,6 +35,9 @@ pub(crate) struct Planned {
     pub(crate) call_id: String,
     pub(crate) tokens: Vec<String>,
     pub(crate) body: Vec<u8>,
+    /// When it was made, in milliseconds since 1970.
+    pub(crate) made_ms: i64,
+    deadline_ms: i64,
     trace_id: String,
 }
 
@@ -50,7 +53,8 @@ impl Planned {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) invites: Vec<Planned>,
-    deadline_ms: i64,
+    salt: u16,
+    tokens_made: usize,
 }
 
 /// What was found beyond what must always hold: the numbers of invites to which it happened.
@@ -62,42 +66,61 @@ pub(crate) struct Verdict {
     pub(crate) pushes_doubled: BTreeSet<usize>,
     /// An outcome says that the broker delivered the invite again.
     pub(crate) redelivered: BTreeSet<usize>,
+    /// An outcome says that a device took more than one attempt.
+    pub(crate) retried: BTreeSet<usize>,
+    /// How many outcomes each worker gave.
+    pub(crate) by_worker: BTreeMap<String, usize>,
 }
 
 impl Plan {
     /// `salt` sets call ids and tokens apart from those of other loads.
     pub(crate) fn new(count: usize, salt: u16) -> Self {
-        let now = now();
-        let deadline = now + Duration::from_mins(4);
-        let mut tokens_made = 0_usize;
-        let invites = (0..count)
-            .map(|number| {
-                let kind = match (number % 100, number % 10) {
-                    (57, _) => Kind::Malformed,
-                    (_, 3) => Kind::Late,
-                    _ => Kind::Good,
-                };
-                let call_id = format!("{salt:08x}-0000-4000-8000-{number:012x}");
-                let tokens: Vec<String> = (0..=(number % 4))
-                    .map(|_| {
-                        tokens_made += 1;
-                        let begin = if tokens_made.is_multiple_of(20) { DEAD } else { "a11e" };
-                        format!("{begin}{salt:04x}{tokens_made:056x}")
-                    })
-                    .collect();
-                let deadline = if kind == Kind::Late { now - Duration::from_secs(5) } else { deadline };
-                let body = invite(&call_id, deadline, &tokens, number);
-                let body = if kind == Kind::Malformed { spoil(body, number) } else { body };
-                let trace_id = format!("{salt:016x}{:016x}", number + 1);
-                Planned { kind, call_id, tokens, body, trace_id }
-            })
-            .collect();
-        Self { invites, deadline_ms: milliseconds(deadline) }
+        let mut plan = Self { invites: Vec::with_capacity(count), salt, tokens_made: 0 };
+        let deadline = now() + Duration::from_mins(4);
+        for _ in 0..count {
+            plan.add(deadline);
+        }
+        plan
     }
 
-    /// As they are published: persistent, each with a message id, its number and a trace.
+    /// One invite more.
+    pub(crate) fn add(&mut self, deadline: OffsetDateTime) {
+        let (made, number) = (now(), self.invites.len());
+        let kind = match (number % 100, number % 10) {
+            (57, _) => Kind::Malformed,
+            (_, 3) => Kind::Late,
+            _ => Kind::Good,
+        };
+        let call_id = format!("{:08x}-0000-4000-8000-{number:012x}", self.salt);
+        let tokens: Vec<String> = (0..=(number % 4))
+            .map(|_| {
+                self.tokens_made += 1;
+                let begin = if self.tokens_made.is_multiple_of(20) { DEAD } else { "a11e" };
+                format!("{begin}{:04x}{:056x}", self.salt, self.tokens_made)
+            })
+            .collect();
+        let deadline = if kind == Kind::Late { made - Duration::from_secs(5) } else { deadline };
+        let body = invite(&call_id, (made, deadline), &tokens, number);
+        self.invites.push(Planned {
+            kind,
+            call_id,
+            tokens,
+            body: if kind == Kind::Malformed { spoil(body, number) } else { body },
+            made_ms: milliseconds(made),
+            deadline_ms: milliseconds(deadline),
+            trace_id: format!("{:016x}{:016x}", self.salt, number + 1),
+        });
+    }
+
+    /// As they are published.
     pub(crate) fn messages(&self) -> Vec<Outgoing> {
-        let message = |(number, invite): (usize, &Planned)| Outgoing {
+        (0..self.invites.len()).map(|number| self.message(number)).collect()
+    }
+
+    /// As one is published: persistent, with a message id, its number and a trace.
+    pub(crate) fn message(&self, number: usize) -> Outgoing {
+        let invite = &self.invites[number];
+        Outgoing {
             body: invite.body.clone(),
             properties: json!({
                 "message_id": format!("invite-{}", invite.call_id),
@@ -105,8 +128,7 @@ impl Plan {
                 "content_type": "application/json",
                 "headers": { "traceparent": format!("00-{}-00f067aa0ba902b7-01", invite.trace_id) },
             }),
-        };
-        self.invites.iter().enumerate().map(message).collect()
+        }
     }
 
     /// How many invites are of a kind.
@@ -155,6 +177,12 @@ impl Plan {
             if outcome["redelivered"] == true {
                 verdict.redelivered.insert(number);
             }
+            let mut devices = outcome["devices"].as_array().into_iter().flatten();
+            if devices.any(|device| device["attempts"].as_u64() > Some(1)) {
+                verdict.retried.insert(number);
+            }
+            let worker = outcome["worker"].as_str().expect("checked").to_owned();
+            *verdict.by_worker.entry(worker).or_default() += 1;
             self.judge_outcome(number, message, &outcome, &mut apns_ids);
         }
         let missing: Vec<usize> =
@@ -247,51 +275,53 @@ impl Plan {
         for push in pushes {
             let token = push.token();
             let number = *owners.get(token).unwrap_or_else(|| panic!("nobody should be pushed at: {push:?}"));
+            let invite = &self.invites[number];
             let times = seen.entry(token).or_default();
             *times += 1;
             if *times > 1 {
                 verdict.pushes_doubled.insert(number);
             }
-            assert!(push.at_ms() < self.deadline_ms, "no push at or after the deadline");
+            assert!(push.at_ms() < invite.deadline_ms, "no push at or after the deadline");
             assert_eq!(
                 Some(push.text("apns_id")),
                 apns_ids.get(token).map(String::as_str),
                 "as the outcome says"
             );
-            self.judge_push(push, &self.invites[number]);
+            judge_push(push, invite);
         }
         assert_eq!(seen.len(), owners.len(), "every device of every invite that rings is pushed at");
     }
 
-    fn judge_push(&self, push: &Push, invite: &Planned) {
-        let number = invite.call_id.rsplit('-').next().expect("as it was made").trim_start_matches('0');
-        let expected = json!({
-            "aps": {},
-            "callUUID": invite.call_id,
-            "handle": "+15551234567",
-            "callerName": "Zoë ☎",
-            "hasVideo": false,
-            "expiresAt": self.deadline_ms / 1000,
-            "room": format!("r-{}", usize::from_str_radix(number, 16).unwrap_or_default()),
-        });
-        assert_eq!(push.body(), &expected);
-        for (header, value) in [
-            ("topic", "com.acme.voice.voip"),
-            ("push_type", "voip"),
-            ("priority", "10"),
-            ("expiration", "0"),
-            ("path", &format!("/3/device/{}", push.token())),
-        ] {
-            assert_eq!(push.text(header), value, "{header} of {push:?}");
-        }
-        assert!(matches!(push.status(), Some(200 | 410) | None), "an honest answer or none: {push:?}");
-    }
-
-    fn number(&self, message: &Incoming) -> usize {
+    /// Of which invite a result is.
+    pub(crate) fn number(&self, message: &Incoming) -> usize {
         let number =
             message.text("correlation_id").parse().ok().filter(|number| *number < self.invites.len());
         number.unwrap_or_else(|| panic!("a correlation id of ours: {}", message.properties))
     }
+}
+
+fn judge_push(push: &Push, invite: &Planned) {
+    let number = invite.call_id.rsplit('-').next().expect("as it was made").trim_start_matches('0');
+    let expected = json!({
+        "aps": {},
+        "callUUID": invite.call_id,
+        "handle": "+15551234567",
+        "callerName": "Zoë ☎",
+        "hasVideo": false,
+        "expiresAt": invite.deadline_ms / 1000,
+        "room": format!("r-{}", usize::from_str_radix(number, 16).unwrap_or_default()),
+    });
+    assert_eq!(push.body(), &expected);
+    for (header, value) in [
+        ("topic", "com.acme.voice.voip"),
+        ("push_type", "voip"),
+        ("priority", "10"),
+        ("expiration", "0"),
+        ("path", &format!("/3/device/{}", push.token())),
+    ] {
+        assert_eq!(push.text(header), value, "{header} of {push:?}");
+    }
+    assert!(matches!(push.status(), Some(200 | 410) | None), "an honest answer or none: {push:?}");
 }
 
 /// Waits until every invite is taken and settled. The broker's own word comes when the worker has stopped: what it had not
@@ -329,11 +359,17 @@ pub(crate) fn written(instant: OffsetDateTime) -> String {
     instant.format(&Rfc3339).expect("within our era")
 }
 
-fn milliseconds(instant: OffsetDateTime) -> i64 {
+/// Since 1970.
+pub(crate) fn milliseconds(instant: OffsetDateTime) -> i64 {
     i64::try_from(instant.unix_timestamp_nanos() / 1_000_000).expect("within our era")
 }
 
-fn invite(call_id: &str, deadline: OffsetDateTime, tokens: &[String], number: usize) -> Vec<u8> {
+fn invite(
+    call_id: &str,
+    (made, deadline): (OffsetDateTime, OffsetDateTime),
+    tokens: &[String],
+    number: usize,
+) -> Vec<u8> {
     let devices: Vec<Value> = tokens
         .iter()
         .enumerate()
@@ -349,7 +385,7 @@ fn invite(call_id: &str, deadline: OffsetDateTime, tokens: &[String], number: us
         "call_id": call_id,
         "app": "acme",
         "deadline": written(deadline),
-        "created_at": written(now()),
+        "created_at": written(made),
         "caller": { "handle": "+15551234567", "name": "Zoë ☎" },
         "has_video": false,
         "devices": devices,

@@ -1,7 +1,8 @@
 //! A worker that stops, politely or not, in the middle of a load: nothing is lost, and what is done twice is bounded and
 //! can be told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use serde_json::json;
@@ -76,7 +77,7 @@ async fn invites_that_wait_for_a_stream_ring_elsewhere_while_the_stopped_worker_
     let mut narrow = config("first");
     narrow.set("apns", "connections", "1").set("apns", "connections_max", "1");
     declare(&place, &narrow).await;
-    client::publish(&uri, "ringcast.invites", &calls()).await;
+    client::publish(&uri, "ringcast.invites", &calls(0..PREFETCHED)).await;
     let mut first = Worker::start_ready(&place, &narrow, "first").await;
     let all = format!("ringcast_amqp_unsettled {PREFETCHED}\n");
     first.await_endpoint("/metrics", READY_WITHIN, |_, text| text.contains(&all)).await;
@@ -117,8 +118,83 @@ async fn invites_that_wait_for_a_stream_ring_elsewhere_while_the_stopped_worker_
     println!("the last of {} rang {:?} ms after the stop", rest.len(), rest.iter().map(rang_after).max());
 }
 
+/// So many pushes at a time, and after the first one no answer for as long as the test goes on.
+const BEGUN: usize = 10;
+const SLOW: &str = "[[connect]]\ndo = \"limit\"\nstreams = 10\ncount = 1\n\n\
+                    [[fault]]\nconnection = 1\nskip = 1\nlatency = \"2m\"\n";
+/// What the evicted worker holds.
+const HELD: usize = 190;
+
+#[tokio::test]
+async fn an_eviction_before_the_grace_is_over_repeats_only_what_was_begun() {
+    let place = Place::new("evict");
+    let vhost = Vhost::new().await;
+    let uri = vhost.uri();
+    let apple = Apple::start(&place, (0, 0), SLOW).await;
+    let config = |name: &str| {
+        let mut config = Config::new(&apple);
+        config
+            .text("amqp", "uri", &uri)
+            .set("amqp", "prefetch", &PREFETCH.to_string())
+            .text("worker", "name", name)
+            .text("worker", "shutdown_grace", "5m")
+            .text("apns", "request_timeout", "60s");
+        config
+    };
+    let mut narrow = config("first");
+    narrow.set("apns", "connections", "1").set("apns", "connections_max", "1");
+    declare(&place, &narrow).await;
+    let mut first = Worker::start_ready(&place, &narrow, "first").await;
+    // Its connection is good for more than one push at a time once it has answered.
+    client::publish(&uri, "ringcast.invites", &calls(0..1)).await;
+    client::await_depth(&uri, "ringcast.outcomes", 1, READY_WITHIN).await;
+    client::publish(&uri, "ringcast.invites", &calls(1..1 + HELD)).await;
+    for metric in [
+        format!("ringcast_amqp_unsettled {HELD}\n"),
+        format!("ringcast_apns_streams{{environment=\"production\",kind=\"used\"}} {BEGUN}\n"),
+    ] {
+        first.await_endpoint("/metrics", READY_WITHIN, |_, text| text.contains(&metric)).await;
+    }
+    let mut second = Worker::start_ready(&place, &config("second"), "second").await;
+
+    first.tell_to_stop();
+    let rest = 1 + HELD - BEGUN;
+    let answered = client::await_depth(&uri, "ringcast.outcomes", rest, DRAINED_WITHIN).await;
+    assert!(
+        first.lives() && answered == rest,
+        "what was not begun rings elsewhere, and it waits for the rest"
+    );
+    // The grace of the pod is over; that of the worker is not.
+    first.kill().await;
+    client::await_depth(&uri, "ringcast.outcomes", 1 + HELD, DRAINED_WITHIN).await;
+    await_drained(&uri, &second, DRAINED_WITHIN).await;
+    second.stop().await;
+
+    let outcomes = read_all(&uri, "ringcast.outcomes").await;
+    assert_eq!(outcomes.len(), 1 + HELD, "one outcome for each invite");
+    let mut pushes: BTreeMap<String, Vec<Push>> = BTreeMap::new();
+    for push in apple.stop().await {
+        pushes.entry(push.token().to_owned()).or_default().push(push);
+    }
+    let mut twice = 0;
+    for outcome in outcomes.iter().map(check_outcome) {
+        assert_eq!(outcome["result"], "accepted", "{outcome}");
+        let by_second = outcome["worker"] == "second";
+        assert_eq!(outcome["redelivered"], by_second, "{outcome}");
+        assert_eq!(outcome["earlier_attempt"] == "possible", by_second, "it may have rung: {outcome}");
+        let pushed = &pushes[outcome["devices"][0]["token"].as_str().expect("checked")];
+        if let [begun, again] = &pushed[..] {
+            assert!(by_second && begun.text("apns_id") == again.text("apns_id"), "{pushed:?}");
+            twice += 1;
+        } else {
+            assert_eq!(pushed.len(), 1, "{pushed:?}");
+        }
+    }
+    assert_eq!((pushes.len(), twice), (1 + HELD, BEGUN), "what was begun, and nothing else, rings again");
+}
+
 /// Calls to one phone each.
-fn calls() -> Vec<Outgoing> {
+fn calls(numbers: Range<usize>) -> Vec<Outgoing> {
     let deadline = written(now() + Duration::from_mins(4));
     let call = |number| Outgoing {
         body: json!({
@@ -131,13 +207,13 @@ fn calls() -> Vec<Outgoing> {
         .into_bytes(),
         properties: json!({ "message_id": format!("invite-{number}") }),
     };
-    (0..PREFETCHED).map(call).collect()
+    numbers.map(call).collect()
 }
 
 /// What a kill may do: invites that were unacked come again, at most as many as were held, and say so. An invite whose ack
 /// reached the broker never comes again, so whatever was done twice was unacked.
 fn judge_repeats(verdict: &Verdict, prefetch: usize) {
-    let Verdict { outcomes_doubled, pushes_doubled, redelivered } = verdict;
+    let Verdict { outcomes_doubled, pushes_doubled, redelivered, .. } = verdict;
     assert!(
         redelivered.len() <= prefetch,
         "at most {prefetch} were unacked, {} came again",
