@@ -31,6 +31,7 @@ mod vhost;
 #[path = "../it/worker.rs"]
 mod worker;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use clap::Parser;
@@ -104,16 +105,15 @@ async fn main() {
     let profile = if cfg!(debug_assertions) { "debug: the times mean nothing" } else { "release" };
     println!("ringcast {} ({profile}), {cores} cores", env!("CARGO_PKG_VERSION"));
     println!(
-        "{} calls, {:.0} a second; {WORKERS} workers; Apple answers after {APPLE_MS} ms; {replacements} replacements of all \
-         workers, {:.1} s each",
+        "{} calls, {:.0} a second; {WORKERS} workers; Apple answers after {APPLE_MS} ms; all workers replaced {replacements} \
+         times, {:.1} s each",
         plan.invites.len(),
         1.0 / PACE.as_secs_f64(),
         took.as_secs_f64() / f64::from(replacements),
     );
     let verdict = &account.verdict;
     println!(
-        "one outcome each; {} came to a second worker, {} devices' calls were tried again, {} rang twice\n",
-        verdict.redelivered.len(),
+        "one outcome each; pushed again for want of an answer: {}; rang twice: {}\n",
         verdict.retried.len(),
         verdict.pushes_doubled.len()
     );
@@ -125,10 +125,11 @@ async fn main() {
     tell("to the outcome", &account.settled, [begin, change, end]);
 }
 
-/// The times before the change and during it, and what lies between them.
+/// The times before the change and during it, what lies between them, and the times of the calls that changed hands.
 fn tell(what: &str, spans: &[Span], [begin, change, end]: [i64; 3]) {
-    let before = Times::of(spans, begin..change);
-    let during = Times::of(spans, change..end);
+    let within = |stretch: Range<i64>| spans.iter().filter(move |span| stretch.contains(&span.called_ms));
+    let before = Times::of(within(begin..change)).expect("there were calls all the time");
+    let during = Times::of(within(change..end)).expect("there were calls all the time");
     before.tell(&format!("{what}, before"));
     during.tell(&format!("{what}, while replaced"));
     let pairs = || before.marks.iter().zip(&during.marks);
@@ -137,9 +138,12 @@ fn tell(what: &str, spans: &[Span], [begin, change, end]: [i64; 3]) {
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of a benchmark")]
     let ratio = |(before, during): (&i64, &i64)| format!("{:>7.2}", *during as f64 / (*before).max(1) as f64);
     line("  times", pairs().map(ratio).collect());
+    if let Some(times) = Times::of(within(change..end).filter(|span| span.changed_hands)) {
+        times.tell("  those that changed hands");
+    }
 }
 
-/// What the times of a stretch come to.
+/// What some times come to.
 struct Times {
     number: usize,
     /// Median, 99th and 99.9th of a hundred, and the longest.
@@ -147,14 +151,13 @@ struct Times {
 }
 
 impl Times {
-    /// Of what was called within the stretch.
-    fn of(spans: &[Span], stretch: std::ops::Range<i64>) -> Self {
-        let called = spans.iter().filter(|span| stretch.contains(&span.called_ms));
-        let mut times: Vec<i64> = called.map(|span| span.took_ms).collect();
+    /// `None` of nothing.
+    fn of<'a>(spans: impl Iterator<Item = &'a Span>) -> Option<Self> {
+        let mut times: Vec<i64> = spans.map(|span| span.took_ms).collect();
         times.sort_unstable();
-        let last = times.len().checked_sub(1).expect("there were calls all the time");
+        let last = times.len().checked_sub(1)?;
         let marks = [500, 990, 999, 1_000].map(|mark| times[last * mark / 1_000]);
-        Self { number: times.len(), marks }
+        Some(Self { number: times.len(), marks })
     }
 
     fn tell(&self, name: &str) {

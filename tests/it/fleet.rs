@@ -1,7 +1,7 @@
 //! Workers at one broker that come and go while a load goes on, and the account of it. The benchmark `rollout` includes this
 //! file, too.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::apple::{Apple, Push};
-use crate::client::{self, Incoming};
+use crate::apple::Apple;
+use crate::client;
 use crate::contract::instant;
 use crate::load::declare;
 use crate::place::Place;
-use crate::plan::{Kind, Plan, Planned, Verdict, now, read_all};
+use crate::plan::{Kind, Plan, Verdict, now, read_all};
 use crate::process::Process;
 use crate::worker::{Config, READY_WITHIN, Worker};
 
@@ -99,12 +99,8 @@ pub(crate) struct Span {
     pub(crate) called_ms: i64,
     /// How long it took from there, in milliseconds.
     pub(crate) took_ms: i64,
-}
-
-impl Span {
-    fn new(invite: &Planned, end_ms: i64) -> Self {
-        Self { called_ms: invite.made_ms, took_ms: end_ms - invite.made_ms }
-    }
+    /// One worker had it and gave it back, or had it on its way when it was told to stop.
+    pub(crate) changed_hands: bool,
 }
 
 impl Fleet {
@@ -197,23 +193,18 @@ impl Fleet {
         assert!(verdict.pushes_doubled.is_subset(&verdict.retried), "nobody rings twice: {verdict:?}");
         let at_work: BTreeSet<&str> = verdict.by_worker.keys().map(String::as_str).collect();
         assert_eq!(at_work.len(), self.started, "each worker took part: {at_work:?}");
-        Account { verdict, accepted: accepted(plan, &pushes), settled: settled(plan, &outcomes) }
+        let span = |number: usize, end_ms: i64| {
+            let called_ms = plan.invites[number].made_ms;
+            let changed_hands = verdict.redelivered.contains(&number);
+            Span { called_ms, took_ms: end_ms - called_ms, changed_hands }
+        };
+        let owners = plan.owners();
+        let accepted = pushes.iter().filter(|push| push.status() == Some(200));
+        let accepted = accepted.map(|push| span(owners[push.token()], push.answered_ms())).collect();
+        let settled = outcomes.iter().map(|message| (plan.number(message), message));
+        let settled = settled.filter(|(number, _)| plan.invites[*number].kind == Kind::Good);
+        let settled =
+            settled.map(|(number, message)| span(number, instant(&message.json()["settled_at"]))).collect();
+        Account { verdict, accepted, settled }
     }
-}
-
-fn accepted(plan: &Plan, pushes: &[Push]) -> Vec<Span> {
-    let devices =
-        plan.invites.iter().flat_map(|invite| invite.tokens.iter().map(move |token| (token, invite)));
-    let owners: BTreeMap<&str, &Planned> = devices.map(|(token, invite)| (token.as_str(), invite)).collect();
-    let accepted = pushes.iter().filter(|push| push.status() == Some(200));
-    accepted.map(|push| Span::new(owners[push.token()], push.answered_ms())).collect()
-}
-
-fn settled(plan: &Plan, outcomes: &[Incoming]) -> Vec<Span> {
-    let read = |message: &Incoming| {
-        let invite = &plan.invites[plan.number(message)];
-        let end = instant(&message.json()["settled_at"]);
-        (invite.kind == Kind::Good).then(|| Span::new(invite, end))
-    };
-    outcomes.iter().filter_map(read).collect()
 }

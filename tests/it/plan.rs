@@ -145,6 +145,13 @@ impl Plan {
             .collect()
     }
 
+    /// Which invite rings at each device token that must be pushed at.
+    pub(crate) fn owners(&self) -> BTreeMap<&str, usize> {
+        let good = self.invites.iter().enumerate().filter(|(_, invite)| invite.kind == Kind::Good);
+        good.flat_map(|(number, invite)| invite.tokens.iter().map(move |token| (token.as_str(), number)))
+            .collect()
+    }
+
     /// Judges all that came of the load. What must hold whatever happened is asserted: each invite has its right outcome
     /// in the right shape, all copies of it under one message id; each dead token its event; no push after a deadline,
     /// none for a late or malformed invite, and at least one for each other device, all under one `apns-id`.
@@ -265,12 +272,7 @@ impl Plan {
     }
 
     fn judge_pushes(&self, pushes: &[Push], apns_ids: &BTreeMap<String, String>, verdict: &mut Verdict) {
-        let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
-        for (number, invite) in
-            self.invites.iter().enumerate().filter(|(_, invite)| invite.kind == Kind::Good)
-        {
-            owners.extend(invite.tokens.iter().map(|token| (token.as_str(), number)));
-        }
+        let owners = self.owners();
         let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
         for push in pushes {
             let token = push.token();
