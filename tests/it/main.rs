@@ -2,8 +2,8 @@
 //! worker's code; what it knows is the contract. The exceptions: `amqp` holds the worker's ends of the two flows;
 //! `credential`, `client_certificate` and `incident` run the simulator, which shares nothing with the worker, in their own process.
 //!
-//! Without RabbitMQ, Python's pika and OpenTelemetry's protocol, curl, h2load, tinyproxy, Prometheus, promtool or hadolint these tests
-//! fail and say what to install; they never pass in silence. `tests/run` installs them all. `image` makes a release build first.
+//! Without RabbitMQ, Python's pika and OpenTelemetry's protocol, curl, h2load, tinyproxy, Prometheus, promtool, hadolint or Helm these
+//! tests fail and say what to install; they never pass in silence. `tests/run` installs them all. `image` makes a release build first.
 
 mod alerts;
 mod amqp;
@@ -18,6 +18,7 @@ mod breaker;
 mod broker;
 mod broker_restart;
 mod certificate;
+mod chart;
 mod check;
 mod client;
 mod client_certificate;
