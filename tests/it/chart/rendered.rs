@@ -10,7 +10,30 @@ use super::objects::{Objects, Rendered, by_title, judge, leaves, list, rendered,
 use crate::place::Place;
 
 const ALERTS: &str = include_str!("../../../charts/ringcast/alerts.yaml");
+const PAGE: &str = include_str!("../../../charts/ringcast/README.md");
 const DASHBOARD: &str = include_str!("../../../charts/ringcast/dashboard.json");
+
+/// Values that the chart's page shows, whole or a part, over the smallest example.
+#[tokio::test]
+async fn values_on_the_page_are_taken() {
+    let example = super::helm::example("minimal");
+    let example = example.to_str().expect("its name is UTF-8");
+    let shown: Vec<&str> =
+        PAGE.split("```yaml\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0)).collect();
+    assert!(!shown.is_empty(), "the page shows values");
+    for values in shown {
+        for helm in Helm::BOTH {
+            let args =
+                ["template", super::helm::RELEASE, super::helm::CHART, "--values", example, "--values", "-"];
+            let output = helm.run(&args, values).await;
+            assert!(
+                output.status.success(),
+                "{helm:?}: {}\n{values}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+    }
+}
 
 #[tokio::test]
 async fn lint_finds_nothing() {
