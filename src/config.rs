@@ -89,22 +89,25 @@ where
     Ok(config)
 }
 
-/// What somebody needs who only looks on at the broker.
+/// What somebody needs who deals with the broker alone: looks on, or makes its queues.
 #[derive(Clone, Debug)]
-pub struct Onlooking {
+pub struct BrokerSide {
     /// `[amqp]`.
     pub amqp: amqp::Settings,
+    /// `worker.deadline_max`: the longest that an invite may wait.
+    pub deadline_max: Duration,
     /// `[log]`.
     pub log: logging::Settings,
     /// The apps' names, as far as the file has any.
     pub apps: BTreeSet<String>,
 }
 
-/// Reads `[amqp]`, `[log]` and the apps' names alone: an onlooker has no keys of Apple's. Errors: every mistake in these.
-pub fn load_onlooking<K, V>(
+/// Reads `[amqp]`, `[worker]`, `[log]` and the apps' names alone: who administers the broker has no keys of Apple's. Errors: every
+/// mistake in these.
+pub fn load_broker_side<K, V>(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (K, V)>,
-) -> Result<Onlooking, Mistakes>
+) -> Result<BrokerSide, Mistakes>
 where
     K: Into<OsString>,
     V: Into<OsString>,
@@ -112,11 +115,16 @@ where
     let variables = variables(environment);
     let mut reader = layers(file.map_or_else(|| Ok(Layer::default()), Layer::file), &variables)?;
     let amqp = broker::read(&mut reader).settings;
+    let (worker, _) = read_worker(&mut reader, || host_name(&variables));
     let log = read_log(&mut reader);
     let apps = reader.tables_below("apps");
-    let mistakes: Vec<_> =
-        reader.finish().into_iter().filter(|mistake| mistake.is_of(&["amqp", "log"])).collect();
-    if mistakes.is_empty() { Ok(Onlooking { amqp, log, apps }) } else { Err(Mistakes::new(mistakes)) }
+    let of_us = |mistake: &mistake::Mistake| mistake.is_of(&["amqp", "worker", "log"]);
+    let mistakes: Vec<_> = reader.finish().into_iter().filter(of_us).collect();
+    if mistakes.is_empty() {
+        Ok(BrokerSide { amqp, deadline_max: worker.deadline_max, log, apps })
+    } else {
+        Err(Mistakes::new(mistakes))
+    }
 }
 
 fn variables<K, V>(environment: impl IntoIterator<Item = (K, V)>) -> Vec<(OsString, OsString)>

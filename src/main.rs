@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use ringcast::app::{self, Ending};
 use ringcast::cli;
 use ringcast::cli::watch::{Filter, Form};
-use ringcast::config::{self, Config, Onlooking};
+use ringcast::config::{self, BrokerSide, Config};
 use ringcast::domain::id::CallId;
 use ringcast::domain::outcome::InviteResult;
 use ringcast::logging::{self, Level};
@@ -122,14 +122,14 @@ fn main() -> ExitCode {
     let code = match command_line.command {
         Command::Run(place) => with_config(&place, |config, level| ending(app::run(config, Some(level)))),
         Command::Check(wanted) => check(&wanted),
-        Command::Topology(Topology::Declare(place)) => with_config(&place, |config, _| declare(&config)),
-        Command::Topology(Topology::Policies(place)) => with_config(&place, |config, _| {
-            print(cli::topology::policies(&config.amqp, config.worker.deadline_max))
-        }),
-        Command::Topology(Topology::Permissions(place)) => {
-            with_config(&place, |config, _| print(cli::topology::permissions(&config.amqp)))
+        Command::Topology(Topology::Declare(place)) => with_broker_side(&place, |side| declare(&side)),
+        Command::Topology(Topology::Policies(place)) => {
+            with_broker_side(&place, |side| print(cli::topology::policies(&side.amqp, side.deadline_max)))
         }
-        Command::Watch(wanted) => watch(&wanted),
+        Command::Topology(Topology::Permissions(place)) => {
+            with_broker_side(&place, |side| print(cli::topology::permissions(&side.amqp)))
+        }
+        Command::Watch(wanted) => with_broker_side(&wanted.configuration, |side| watch(&wanted, side)),
         Command::Pipe(place) => with_config(&place, |config, _| ending(cli::pipe::run(config))),
     };
     ExitCode::from(code)
@@ -174,8 +174,24 @@ fn check(wanted: &Check) -> u8 {
     }
 }
 
-fn declare(config: &Config) -> u8 {
-    match app::block_on(cli::topology::declare(&config.amqp)) {
+/// Reads what of the configuration is about the broker and starts logging, or says every mistake in that.
+fn with_broker_side(place: &Configuration, command: impl FnOnce(BrokerSide) -> u8) -> u8 {
+    let side = match config::load_broker_side(place.config.as_deref(), std::env::vars_os()) {
+        Ok(side) => side,
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            return CONFIGURATION;
+        }
+    };
+    if let Err(mistake) = logging::start(&side.log) {
+        eprintln!("log.level {mistake}");
+        return CONFIGURATION;
+    }
+    command(side)
+}
+
+fn declare(side: &BrokerSide) -> u8 {
+    match app::block_on(cli::topology::declare(&side.amqp)) {
         Ok(Ok(things)) => {
             for thing in things {
                 println!("{thing}");
@@ -190,19 +206,8 @@ fn declare(config: &Config) -> u8 {
     }
 }
 
-fn watch(wanted: &Watch) -> u8 {
-    let place = wanted.configuration.config.as_deref();
-    let Onlooking { amqp, log, apps } = match config::load_onlooking(place, std::env::vars_os()) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            return CONFIGURATION;
-        }
-    };
-    if let Err(mistake) = logging::start(&log) {
-        eprintln!("log.level {mistake}");
-        return CONFIGURATION;
-    }
+fn watch(wanted: &Watch, side: BrokerSide) -> u8 {
+    let BrokerSide { amqp, apps, .. } = side;
     // A file without apps is an onlooker's own.
     if let Some(unknown) = wanted.apps.iter().find(|app| !apps.is_empty() && !apps.contains(*app)) {
         eprintln!("--app: {unknown:?} is not configured; there are {}", Vec::from_iter(apps).join(", "));

@@ -127,7 +127,9 @@ async fn topology_is_declared_as_published_as_often_as_one_likes() {
     config.text("amqp", "uri", &vhost.uri());
     declare(&place, &config).await;
     let first = topology(&vhost).await;
-    declare(&place, &config).await;
+    // Who administers the broker has no keys of Apple's.
+    let mut of_broker = Config::bare();
+    declare(&place, of_broker.text("amqp", "uri", &vhost.uri())).await;
     assert_eq!(topology(&vhost).await, first, "the second time changes nothing");
     let mut expected = TOPOLOGY.to_vec();
     expected.sort_unstable();
