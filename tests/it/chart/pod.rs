@@ -202,6 +202,9 @@ async fn the_test_of_a_release_checks_what_the_workers_run() {
             one.name
         );
         assert_eq!(pod["restartPolicy"], "Never");
+        // Helm 3 deletes before `helm test --logs` reads, if it is told to delete what succeeded.
+        let deleted = &tests[0]["metadata"]["annotations"]["helm.sh/hook-delete-policy"];
+        assert_eq!(deleted, "before-hook-creation");
         for key in ["image", "imagePullPolicy", "volumeMounts", "env", "command"] {
             assert_eq!(container[key], worker[key], "{}: {key}", one.name);
         }
@@ -300,17 +303,8 @@ async fn the_network_policy_opens_what_the_settings_need() {
         assert_eq!(types.into_iter().collect::<Vec<_>>(), ["Egress", "Ingress"]);
         // Those who go to the broker and to APNs; what workers are to the simulator it is not to itself.
         let selector = &policy["spec"]["podSelector"];
-        let takes = |pod: &Value| {
-            let of = |labels: &Value, label: &str| labels[label].clone();
-            let named = selector["matchLabels"].as_object().into_iter().flatten();
-            let listed = list(&selector["matchExpressions"]).iter();
-            named.clone().all(|(label, value)| of(pod, label) == *value)
-                && listed.clone().all(|one| {
-                    one["operator"] == "In" && list(&one["values"]).contains(&of(pod, text(&one["key"])))
-                })
-        };
         for (title, labels, fenced) in labels(objects) {
-            assert_eq!(takes(labels), fenced, "{title}: {selector}");
+            assert_eq!(takes(selector, labels), fenced, "{title}: {selector}");
         }
         // A name of a port, or its number.
         let ingress = ports(&policy["spec"]["ingress"]);
@@ -320,6 +314,31 @@ async fn the_network_policy_opens_what_the_settings_need() {
         );
         assert_eq!(ingress.len(), 1);
     }
+}
+
+#[tokio::test]
+async fn whoever_goes_to_apple_gets_to_the_simulator() {
+    let staging: Vec<_> = rendered().await.iter().filter(|one| one.name.contains("staging")).collect();
+    assert!(!staging.is_empty());
+    for one in staging {
+        let name = format!("{FULL_NAME}-simulator");
+        let policy = one.objects.find("NetworkPolicy", &name).expect("there is the simulator's policy");
+        let from = &policy["spec"]["ingress"][0]["from"][0]["podSelector"];
+        for (title, labels, goes_to_apple) in labels(&one.objects) {
+            // Who declares queues goes to the broker alone.
+            let wanted = goes_to_apple && labels["app.kubernetes.io/component"] != "declare";
+            assert_eq!(takes(from, labels), wanted, "{title}: {from}");
+        }
+    }
+}
+
+/// Whether a label selector is for what has these labels.
+fn takes(selector: &Value, labels: &Value) -> bool {
+    let named = selector["matchLabels"].as_object().into_iter().flatten();
+    let mut listed = list(&selector["matchExpressions"]).iter();
+    named.into_iter().all(|(label, value)| labels[label] == *value)
+        && listed
+            .all(|one| one["operator"] == "In" && list(&one["values"]).contains(&labels[text(&one["key"])]))
 }
 
 /// The labels of each pod, and whether the workers' network policy is for it.
