@@ -8,13 +8,13 @@ vhost: {{ .Values.topology.vhost | quote }}
 rabbitmqClusterReference:
   {{- with .Values.topology.rabbitmqCluster }}
   {{- if .name }}
-  name: {{ .name }}
+  name: {{ .name | quote }}
   {{- with .namespace }}
-  namespace: {{ . }}
+  namespace: {{ . | quote }}
   {{- end }}
   {{- else }}
   connectionSecret:
-    name: {{ .connectionSecret }}
+    name: {{ .connectionSecret | quote }}
   {{- end }}
   {{- end }}
 {{- end -}}
@@ -22,7 +22,7 @@ rabbitmqClusterReference:
 {{/* An object's metadata. It outlives the release: with the object the operator would delete the queue and all calls in it. */}}
 {{- define "ringcast.topology.metadata" -}}
 name: {{ include "ringcast.topology.name" . }}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ .root.Release.Namespace | quote }}
 labels:
   {{- include "ringcast.labels" (dict "root" .root) | nindent 2 }}
 annotations:
@@ -69,7 +69,8 @@ form, the start of a digest tells them apart.
 {{- append $queues (dict "name" "ringcast.ended" "type" "stream" "arguments" (dict "x-max-age" "10m")) | toJson -}}
 {{- end -}}
 
-{{/* Every binding, as JSON: exchange, queue, routing key and arguments. */}}
+{{/* Every binding, as JSON: exchange, queue, routing key and arguments. The operator lets none be changed: another exchange for results
+is another binding, by its name. */}}
 {{- define "ringcast.topology.bindings" -}}
 {{- $results := (include "ringcast.effective" . | fromJson).amqp.results_exchange -}}
 {{- $bindings := list -}}
@@ -79,7 +80,8 @@ form, the start of a digest tells them apart.
 {{- $bindings = append $bindings (dict "name" (printf "ringcast.dead-%s" (replace "_" "-" $reason)) "source" "ringcast.dead" "queue" $queue "key" "" "arguments" $arguments) -}}
 {{- end -}}
 {{- range $key, $queue := dict "outcome.#" "ringcast.outcomes" "invalid_token.#" "ringcast.invalid-tokens" "quarantined_token.#" "ringcast.quarantined-tokens" -}}
-{{- $bindings = append $bindings (dict "name" $queue "source" $results "queue" $queue "key" $key) -}}
+{{- $name := eq $results "ringcast.results" | ternary $queue (printf "%s from %s" $queue $results) -}}
+{{- $bindings = append $bindings (dict "name" $name "source" $results "queue" $queue "key" $key) -}}
 {{- end -}}
 {{- append $bindings (dict "name" "ringcast.ended" "source" "ringcast.ended" "queue" "ringcast.ended" "key" "") | toJson -}}
 {{- end -}}
