@@ -91,7 +91,7 @@ top. A table of nothing but tables needs no line of its own. */}}
 {{- end -}}
 {{- end -}}
 
-{{/* JSON's escapes are TOML's, too; the one control character that JSON writes as it is, TOML does not take. */}}
+{{/* JSON's escapes are TOML's, too. Of what JSON writes as it is, TOML does not take U+007F, and to YAML U+0085 is a new line. */}}
 {{- define "ringcast.toml.text" -}}
-{{- toRawJson . | replace "\u007f" "\\u007f" -}}
+{{- toRawJson . | replace "\u007f" "\\u007f" | replace "\u0085" "\\u0085" -}}
 {{- end -}}
