@@ -15,8 +15,8 @@ Names, labels, and what is computed from the settings.
 
 {{/* What tells a release's objects, and those of one `component` of it, from all others. */}}
 {{- define "ringcast.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "ringcast.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ include "ringcast.name" .root | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 {{- with .component }}
 app.kubernetes.io/component: {{ . }}
 {{- end }}
@@ -27,7 +27,7 @@ app.kubernetes.io/component: {{ . }}
 {{- $version := .root.Values.image.tag | default .root.Chart.AppVersion | trunc 63 | trimAll "-_." -}}
 {{- $own := dict "app.kubernetes.io/version" $version "app.kubernetes.io/part-of" "ringcast" -}}
 {{- $selector := include "ringcast.selectorLabels" . | fromYaml -}}
-{{- mergeOverwrite (dict) .root.Values.commonLabels (.more | default dict) $own $selector | toYaml -}}
+{{- mergeOverwrite (dict) (.root.Values.commonLabels | default dict) (.more | default dict) $own $selector | toYaml -}}
 {{- end -}}
 
 {{/* What every object carries. */}}
@@ -147,12 +147,12 @@ capabilities:
     name: {{ include "ringcast.fullname" . }}
 - name: secrets
   secret:
-    secretName: {{ .Values.existingSecret }}
+    secretName: {{ .Values.existingSecret | quote }}
     defaultMode: 0440
 {{- if .Values.simulator.enabled }}
 - name: simulator
   secret:
-    secretName: {{ .Values.simulator.existingSecret }}
+    secretName: {{ .Values.simulator.existingSecret | quote }}
     defaultMode: 0440
     items:
       - key: ca.pem
