@@ -4,6 +4,7 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 
 {{- define "ringcast.refuse" -}}
 {{- $mistakes := concat
+  (include "ringcast.refuse.names" . | fromJsonArray)
   (include "ringcast.refuse.values" . | fromJsonArray)
   (include "ringcast.refuse.scaling" . | fromJsonArray)
   (include "ringcast.refuse.config" . | fromJsonArray)
@@ -13,11 +14,47 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- end -}}
 {{- end -}}
 
+{{/* Where people put the secret itself, or an address with a login. Not by the schema: Helm 4 shows what does not match its patterns. */}}
+{{- define "ringcast.refuse.names" -}}
+{{- $values := .Values -}}
+{{- $mistakes := list -}}
+{{- range $name, $value := dict
+  "existingSecret" $values.existingSecret
+  "topology.rabbitmqCluster.connectionSecret" $values.topology.rabbitmqCluster.connectionSecret
+  "topology.declare.existingSecret" $values.topology.declare.existingSecret
+  "simulator.existingSecret" $values.simulator.existingSecret
+-}}
+{{- if and $value (not (regexMatch "^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$" $value)) -}}
+{{- $mistakes = append $mistakes (printf "%s (not shown: it may be the secret itself) is no Secret's name: give a-z 0-9 - . alone" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $value := dict
+  "amqpUriKey" $values.amqpUriKey
+  "autoscaling.keda.amqpUriKey" $values.autoscaling.keda.amqpUriKey
+  "topology.declare.amqpUriKey" $values.topology.declare.amqpUriKey
+-}}
+{{- if and $value (not (regexMatch "^[-._a-zA-Z0-9]{1,253}$" $value)) -}}
+{{- $mistakes = append $mistakes (printf "%s (not shown: it may be the URI itself) is no key of a Secret: give a-z A-Z 0-9 - _ . alone, as in amqp-uri, and put the URI into the Secret" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if not (regexMatch "^[a-zA-Z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*$" $values.image.repository) -}}
+{{- $mistakes = append $mistakes "image.repository (not shown: it may hold a login) is no image's name: give REGISTRY/NAME without https://, login, tag and digest; image.pullSecrets logs in" -}}
+{{- end -}}
+{{- $prometheus := $values.autoscaling.keda.prometheus -}}
+{{- if not (regexMatch "^(bearer|basic|tls|custom|,)*$" ($prometheus.authModes | default "")) -}}
+{{- $mistakes = append $mistakes "autoscaling.keda.prometheus.authModes (not shown) is none of bearer, basic, tls, custom, or several with a comma between them" -}}
+{{- end -}}
+{{- if regexMatch "(?i)(authorization|cookie|token|password|api-?key)[^,=]*=" ($prometheus.customHeaders | default "") -}}
+{{- $mistakes = append $mistakes "autoscaling.keda.prometheus.customHeaders (not shown) holds a login, which would stand in the ScaledObject: give authModes, and a TriggerAuthentication in authenticationRef" -}}
+{{- end -}}
+{{- $mistakes | toJson -}}
+{{- end -}}
+
 {{- define "ringcast.refuse.values" -}}
 {{- $mistakes := list -}}
 {{- $values := .Values -}}
 {{- if not $values.existingSecret -}}
-{{- $mistakes = append $mistakes (printf "existingSecret is missing: give the name of a Secret that holds the broker's URI (key %s) and the files of keys that config names; `kubectl create secret generic` makes one, see the chart's README" $values.amqpUriKey) -}}
+{{- $mistakes = append $mistakes "existingSecret is missing: give the name of a Secret that holds the broker's URI (key amqp-uri, or what amqpUriKey says) and the files of keys that config names; `kubectl create secret generic` makes one, see the chart's README" -}}
 {{- end -}}
 {{- range $values.extraEnv -}}
 {{- if hasPrefix "RINGCAST__" .name -}}
@@ -35,7 +72,7 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- $mistakes = append $mistakes "topology.enabled needs to know the broker: give topology.rabbitmqCluster.name, of a RabbitmqCluster object, or .connectionSecret, a Secret with uri, username and password of the management API; one of the two" -}}
 {{- end -}}
 {{- if and .declare.enabled (not .declare.existingSecret) -}}
-{{- $mistakes = append $mistakes (printf "topology.declare.existingSecret is missing: give the name of a Secret whose key %s holds the URI of a user who may declare; the workers' user should not" .declare.amqpUriKey) -}}
+{{- $mistakes = append $mistakes "topology.declare.existingSecret is missing: give the name of a Secret that holds the URI of a user who may declare (key amqp-uri, or what topology.declare.amqpUriKey says); the workers' user should not" -}}
 {{- end -}}
 {{- end -}}
 {{- $mistakes | toJson -}}
@@ -105,7 +142,7 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- end -}}
 {{- end -}}
 {{- $listen := dig "listen" "0.0.0.0:9090" ($config.admin | default dict) -}}
-{{- if not (regexMatch "^(0[.]0[.]0[.]0|\\[::\\]):[1-9][0-9]{0,4}$" $listen) -}}
+{{- if not (and (regexMatch "^(0[.]0[.]0[.]0|\\[::\\]):[1-9][0-9]{0,4}$" $listen) (le (regexFind "[0-9]+$" $listen | int) 65535)) -}}
 {{- $mistakes = append $mistakes (printf "config.admin.listen is %s: give 0.0.0.0:PORT or [::]:PORT, since the kubelet and Prometheus come from outside and must know the port" $listen) -}}
 {{- end -}}
 {{- $apns := $config.apns | default dict -}}
