@@ -166,7 +166,7 @@ fn check(wanted: &Check) -> u8 {
     if !wanted.connect {
         return DONE;
     }
-    match app::block_on(cli::connect::run(&config, &mut out, &mut err)) {
+    match block_on(cli::connect::run(&config, &mut out, &mut err)) {
         Ok(Ok(true)) => DONE,
         Ok(Ok(false)) => UNAVAILABLE,
         Ok(Err(error)) => cannot_start(&error),
@@ -191,7 +191,7 @@ fn with_broker_side(place: &Configuration, command: impl FnOnce(BrokerSide) -> u
 }
 
 fn declare(side: &BrokerSide) -> u8 {
-    match app::block_on(cli::topology::declare(&side.amqp)) {
+    match block_on(cli::topology::declare(&side.amqp)) {
         Ok(Ok(things)) => {
             for thing in things {
                 println!("{thing}");
@@ -221,7 +221,7 @@ fn watch(wanted: &Watch, side: BrokerSide) -> u8 {
     };
     // A signal ends it where it stands, as it ends everything that only shows.
     let (mut out, mut told) = (std::io::stdout(), std::io::stderr());
-    match app::block_on(cli::watch::run(&amqp, &filter, form, &mut out, &mut told)) {
+    match block_on(cli::watch::run(&amqp, &filter, form, &mut out, &mut told)) {
         Ok(Ok(())) => DONE,
         Ok(Err(error)) => {
             eprintln!("{error}");
@@ -229,6 +229,21 @@ fn watch(wanted: &Watch, side: BrokerSide) -> u8 {
         }
         Err(error) => no_runtime(&error),
     }
+}
+
+/// Runs what a signal ends where it stands. Process number 1, as in a container, must see to that itself: Linux keeps from it the
+/// signals that it does not ask for (`pid_namespaces(7)`).
+fn block_on<T>(command: impl Future<Output = T>) -> std::io::Result<T> {
+    app::block_on(async {
+        if std::process::id() != 1 {
+            return Ok(command.await);
+        }
+        let mut signals = app::Signals::listen()?;
+        tokio::select! {
+            output = command => Ok(output),
+            () = signals.next() => std::process::exit(FAILED.into()),
+        }
+    })?
 }
 
 fn no_runtime(error: &std::io::Error) -> u8 {

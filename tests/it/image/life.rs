@@ -165,6 +165,12 @@ async fn a_call_rings_out_of_the_image_and_sigterm_ends_process_number_1() {
         let ended = mounted.entrypoint(&[command, &["--config", FILE]].concat()).await;
         assert_eq!(ended.code, Some(0), "{command:?}: {}{}", ended.stdout, ended.stderr);
     }
+    // What only looks listens for nothing elsewhere: the system ends it.
+    let args = ["run", mounted.folder(), "watch", "--config", FILE];
+    let mut watch = Contained::start(&args, &mounted.place, "watch").await;
+    watch.process.says("that it looks", READY_WITHIN, |text| text.contains("watching ").then_some(())).await;
+    assert_eq!(watch.stop().await, Some(1), "the onlooker");
+
     let worker = Contained::start(&["run", mounted.folder()], &mounted.place, "worker").await;
     let worker = live(worker, config.admin_port()).await;
     let identity = ["NSpid", "Uid", "Gid", "CapEff", "NoNewPrivs"].map(|name| worker.status(name));
