@@ -144,7 +144,7 @@ capabilities:
 {{- define "ringcast.volumes" -}}
 - name: config
   configMap:
-    name: {{ include "ringcast.fullname" . }}
+    name: {{ include "ringcast.fullname" . | quote }}
 - name: secrets
   secret:
     secretName: {{ .Values.existingSecret | quote }}

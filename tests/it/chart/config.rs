@@ -21,7 +21,7 @@ const SECRETS: &str = "/run/secrets";
 const ONE_VALUE: &str = "worker.shards";
 /// Everything that a template, YAML or TOML could trip over, but for U+007F: Helm 3 itself does.
 const ODD: &str =
-    "\"a\" 'b' \\n \\ {{ .Values.image }} ${{ x }} $(HOME) %d # = [é] 🔔\u{2028}\u{1}\ttab\nline";
+    "\"a\" 'b' \\n \\ {{ .Values.image }} ${{ x }} $(HOME) %d # = [é] 🔔\u{2028}\u{85}\u{1}\ttab\nline";
 
 #[tokio::test]
 async fn ringcast_takes_the_configuration_of_every_example() {

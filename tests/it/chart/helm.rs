@@ -102,7 +102,9 @@ impl Helm {
             args.extend(OPERATORS.iter().flat_map(|api| ["--api-versions", api]));
         }
         args.extend(more);
-        let values = if values.is_null() { "{}".to_owned() } else { values.to_string() };
+        // JSON may hold U+0085 as it is; YAML, as which Helm reads it, takes that for the end of a line.
+        let json = values.to_string().replace('\u{85}', "\\u0085");
+        let values = if values.is_null() { "{}".to_owned() } else { json };
         let output = self.run(&args, &values).await;
         let text = |bytes| String::from_utf8(bytes).expect("Helm writes UTF-8");
         if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }

@@ -80,6 +80,7 @@ fn set(section: &str, key: &str, value: impl Into<Value>, words: &'static [&'sta
 fn cases() -> Vec<Case> {
     let mut cases = of_the_chart();
     cases.extend(of_the_settings());
+    cases.extend(of_secrets());
     cases
 }
 
@@ -125,6 +126,32 @@ fn of_the_chart() -> Vec<Case> {
             &["extraEnv", "RINGCAST__AMQP__URI", "existingSecret"],
         ),
         case(json!({ "strategy": { "maxSurge": 0, "maxUnavailable": 0 } }), &["maxSurge", "maxUnavailable"]),
+        // Nothing could be drained.
+        case(json!({ "pdb": { "maxUnavailable": 0 } }), &["pdb", "maxUnavailable", "1"]),
+        // Helm takes null for "leave the default out".
+        case(json!({ "autoscaling": null }), &["autoscaling"]),
+        scale(json!({ "min": null }), &["autoscaling", "min"]),
+        // No port would be every port.
+        case(json!({ "networkPolicy": { "amqpPorts": null } }), &["networkPolicy", "amqpPorts"]),
+    ]
+}
+
+/// A secret in the place of a name: it is not shown.
+fn of_secrets() -> Vec<Case> {
+    let uri = format!("amqps://u:{PASSWORD}@h/");
+    let keda = |values: Value, words| case(json!({ "autoscaling": { "keda": values } }), words);
+    vec![
+        case(json!({ "amqpUriKey": uri }), &["amqpUriKey", "into the Secret"]),
+        case(json!({ "existingSecret": uri }), &["existingSecret", "a-z 0-9 - ."]),
+        case(
+            json!({ "image": { "repository": format!("u:{PASSWORD}@h/ringcast") } }),
+            &["image.repository", "image.pullSecrets"],
+        ),
+        keda(json!({ "amqpUriKey": uri }), &["autoscaling.keda.amqpUriKey", "into the Secret"]),
+        keda(
+            json!({ "prometheus": { "customHeaders": format!("Authorization=Bearer {PASSWORD}") } }),
+            &["customHeaders", "authenticationRef"],
+        ),
     ]
 }
 
@@ -154,6 +181,7 @@ fn of_the_settings() -> Vec<Case> {
             json!(format!("https://u:{PASSWORD}@collector/")),
             &["config.traces.otlp_endpoint", "headers_file"],
         ),
+        set("admin", "listen", json!("0.0.0.0:70000"), &["config.admin.listen", "PORT"]),
         set("log", "format", json!("text"), &["config", "log", "format", "auto", "json", "human"]),
         set("queue", "name", json!("a"), &["config", "queue"]),
         set("apps", "Acme", json!({ "bundle_id": "com.acme.voice" }), &["config", "apps", "Acme"]),

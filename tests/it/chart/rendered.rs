@@ -194,6 +194,61 @@ async fn names_and_labels_are_the_recommended_ones() {
     }
 }
 
+/// What cannot be changed in an object that is there has a name of its own for each content: a Job's template, a Binding's source.
+#[tokio::test]
+async fn what_cannot_be_changed_is_made_anew() {
+    let names = async |example: &str, kind: &'static str, overlays: &[Value]| -> Vec<BTreeSet<String>> {
+        let all = with_values(example, Cluster::WithOperators, overlays).await;
+        let named = |objects: &Objects| {
+            objects.of_kind(kind).map(|object| text(&object["metadata"]["name"]).to_owned()).collect()
+        };
+        all.iter().map(named).collect()
+    };
+    let changes = [
+        json!({}),
+        json!({ "resources": { "requests": { "memory": "65Mi" } } }),
+        json!({ "existingSecret": "another" }),
+        json!({ "image": { "pullPolicy": "Always" } }),
+        json!({ "config": { "amqp": { "invites": ["ringcast.invites.more"] } } }),
+    ];
+    let jobs = names("declare", "Job", &changes).await;
+    let distinct: BTreeSet<&String> = jobs.iter().flatten().collect();
+    assert_eq!(distinct.len(), changes.len(), "{jobs:?}");
+    let same = names("declare", "Job", &[json!({ "replicas": 7 })]).await;
+    assert_eq!(same[0], jobs[0], "it is made of the same");
+
+    let exchanges =
+        [json!({}), json!({ "config": { "amqp": { "results_exchange": "ringcast.results.more" } } })];
+    let bindings = names("topology", "Binding", &exchanges).await;
+    let added: Vec<_> = bindings[1].difference(&bindings[0]).collect();
+    assert_eq!(added.len(), 3, "of outcomes and both kinds of token events: {added:?}");
+}
+
+/// Names that YAML would take for a number, a truth or nothing.
+#[tokio::test]
+async fn names_stay_texts_whatever_they_look_like() {
+    let overlay = json!({
+        "fullnameOverride": "123",
+        "existingSecret": "1e3",
+        "amqpUriKey": "null",
+        "priorityClassName": "1",
+        "serviceAccount": { "name": "true" },
+    });
+    let objects = with_values("minimal", Cluster::WithOperators, &[overlay]).await.remove(0);
+    for (title, object) in by_title(&objects) {
+        assert!(object["metadata"]["name"].is_string(), "{title}");
+        assert!(
+            object["metadata"]["labels"].as_object().is_some_and(|all| all.values().all(Value::is_string))
+        );
+    }
+    let worker = objects.find("Deployment", "123").expect("its name is a text");
+    let pod = &worker["spec"]["template"]["spec"];
+    assert_eq!(pod["priorityClassName"], "1");
+    assert_eq!(pod["serviceAccountName"], "true");
+    let secrets = list(&pod["volumes"]).iter().find(|volume| volume["name"] == "secrets");
+    assert_eq!(secrets.expect("it is mounted")["secret"]["secretName"], "1e3");
+}
+
 /// Selectors find the workers' pods and no others: neither the simulator's, nor the one that tests the release.
 #[tokio::test]
 async fn selectors_find_the_workers_alone() {
