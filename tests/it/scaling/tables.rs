@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::day::{Told, pass};
-use super::{BOTH, Behavior, Chart, FOR_INVITES, Incident, Load, Policy, READY, Scaler};
+use super::{BOTH, Behavior, Chart, FOR_INVITES, Incident, Load, Policy, READY, Scaler, told};
 
 /// What the page reckons with: seconds of an invite while Apple is slow.
 const SLOW: f64 = 2.0;
@@ -247,10 +247,6 @@ fn choices() -> String {
         );
     }
     table
-}
-
-fn told(load: &Load, scaler: Scaler, incident: Option<Incident>) -> Told {
-    pass(load, scaler, &Chart::default(), incident)
 }
 
 fn name(incident: Incident) -> &'static str {
