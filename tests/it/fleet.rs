@@ -173,6 +173,11 @@ impl Fleet {
         client::depth(&self.uri, "ringcast.invites").await
     }
 
+    /// Waits until at least so many invites wait for a worker with room.
+    pub(crate) async fn await_waiting(&self, count: usize) {
+        client::await_depth(&self.uri, "ringcast.invites", count, ANSWERED_WITHIN).await;
+    }
+
     /// Waits until all is answered, ends all workers, and judges: each invite has its one outcome, each dead token its one
     /// event, each device its push, and each worker took part.
     pub(crate) async fn settle(mut self, plan: &Plan) -> Account {

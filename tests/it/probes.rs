@@ -116,7 +116,7 @@ async fn ready_takes_both_peers_whichever_comes_first_and_alive_takes_none() {
 async fn a_worker_that_stops_says_so_and_answers_to_its_end() {
     let (place, vhost) = (Place::new("probes-stop"), Vhost::new().await);
     // The one answer that the end waits for.
-    let apple = Apple::start(&place, (0, 0), "[[fault]]\ncount = 1\nlatency = \"8s\"\n").await;
+    let apple = Apple::start(&place, (0, 0), "[[fault]]\ncount = 1\nlatency = \"15s\"\n").await;
     let mut config = Config::new(&apple);
     config.text("amqp", "uri", &vhost.uri()).text("apns", "request_timeout", "30s");
     declare(&place, &config).await;

@@ -68,6 +68,12 @@ async fn workers_join_and_leave_in_numbers_and_every_call_rings_once() {
         assert!(fleet.waiting().await > 0, "two workers have more than they can take");
         fleet.grow(4).await;
         fleet.await_all_at_work().await;
+    })
+    .await;
+    // Six take what comes, and nothing may wait any more. So many at once keep even them for seconds.
+    load.call(1_000).await;
+    load.during(async {
+        fleet.await_waiting(300).await;
         // Each in the middle of what it begun, and with more that waits for a stream.
         fleet.shrink(4).await;
     })

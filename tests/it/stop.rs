@@ -57,7 +57,7 @@ const PREFETCH_FOR_THEM: usize = 526;
 /// The first connection takes one push at a time and answers so late that another worker can start, and have all that was
 /// given back, before it does.
 const NARROW: &str = "[[connect]]\ndo = \"limit\"\nstreams = 1\ncount = 1\n\n\
-                      [[fault]]\nconnection = 1\nlatency = \"15s\"\n";
+                      [[fault]]\nconnection = 1\nlatency = \"30s\"\n";
 
 #[tokio::test]
 async fn invites_that_wait_for_a_stream_ring_elsewhere_while_the_stopped_worker_still_finishes() {
@@ -71,7 +71,8 @@ async fn invites_that_wait_for_a_stream_ring_elsewhere_while_the_stopped_worker_
             .text("amqp", "uri", &uri)
             .set("amqp", "prefetch", &PREFETCH_FOR_THEM.to_string())
             .text("worker", "name", name)
-            .text("apns", "request_timeout", "40s");
+            .text("worker", "shutdown_grace", "1m")
+            .text("apns", "request_timeout", "1m");
         config
     };
     let mut narrow = config("first");
