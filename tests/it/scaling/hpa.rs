@@ -174,6 +174,8 @@ fn a_policy_counts_what_changed_within_its_period() {
     assert_eq!(hpa.decide(0, 10, &[Some(100)]), 20, "doubled, which is more than 4");
     assert_eq!(hpa.decide(5, 20, &[Some(100)]), 20);
     assert_eq!(hpa.decide(15, 20, &[Some(100)]), 40);
+    let few = Behavior { up: vec![Policy::Percent(10, 60)], ..default_behavior() };
+    assert_eq!(Hpa::new(1, 100, few).decide(0, 5, &[Some(100)]), 6, "half a worker is one");
 }
 
 #[test]
