@@ -84,10 +84,15 @@ pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
     Ok(output)
 }
 
-/// `ringcast run`: the worker, until a signal.
-pub fn run(config: Config, level: Option<Level>) -> Result<Ending, StartError> {
+/// `ringcast run`: the worker, until a signal. `read` gives its settings, or what went wrong with them; signals are listened to
+/// before, since process number 1, as in a container, loses those that come while it does not (`pid_namespaces(7)`).
+pub fn run<E>(read: impl FnOnce() -> Result<(Config, Level), E>) -> Result<Result<Ending, E>, StartError> {
     block_on(async {
         let mut first = Signals::listen()?;
+        let (config, level) = match read() {
+            Ok(read) => read,
+            Err(refused) => return Ok(Err(refused)),
+        };
         // Listened to from the first signal on.
         let second = async {
             match Signals::listen() {
@@ -95,7 +100,7 @@ pub fn run(config: Config, level: Option<Level>) -> Result<Ending, StartError> {
                 Err(_) => std::future::pending().await,
             }
         };
-        serve(config, level, first.next(), second).await
+        serve(config, Some(level), first.next(), second).await.map(Ok)
     })?
 }
 

@@ -120,7 +120,7 @@ fn main() -> ExitCode {
         }
     };
     let code = match command_line.command {
-        Command::Run(place) => with_config(&place, |config, level| ending(app::run(config, Some(level)))),
+        Command::Run(place) => run(&place),
         Command::Check(wanted) => check(&wanted),
         Command::Topology(Topology::Declare(place)) => with_broker_side(&place, |side| declare(&side)),
         Command::Topology(Topology::Policies(place)) => {
@@ -130,29 +130,41 @@ fn main() -> ExitCode {
             with_broker_side(&place, |side| print(cli::topology::permissions(&side.amqp)))
         }
         Command::Watch(wanted) => with_broker_side(&wanted.configuration, |side| watch(&wanted, side)),
-        Command::Pipe(place) => with_config(&place, |config, _| ending(cli::pipe::run(config))),
+        Command::Pipe(place) => pipe(&place),
     };
     ExitCode::from(code)
 }
 
-/// Reads the configuration and starts logging, or says every mistake.
-fn with_config(place: &Configuration, command: impl FnOnce(Config, Level) -> u8) -> u8 {
-    match config::load(place.config.as_deref(), std::env::vars_os()) {
-        Ok(config) => {
-            // Its level was read before, with everything else.
-            match logging::start(&config.log) {
-                Ok(level) => command(config, level),
-                Err(mistake) => {
-                    eprintln!("log.level {mistake}");
-                    CONFIGURATION
-                }
-            }
-        }
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            CONFIGURATION
-        }
+fn run(place: &Configuration) -> u8 {
+    match app::run(|| read(place)) {
+        Ok(Ok(done)) => ending(Ok(done)),
+        Ok(Err(code)) => code,
+        Err(error) => ending(Err(error)),
     }
+}
+
+fn pipe(place: &Configuration) -> u8 {
+    match read(place) {
+        Ok((config, _)) => ending(cli::pipe::run(config)),
+        Err(code) => code,
+    }
+}
+
+/// Reads the configuration and starts logging, or says every mistake and gives the exit code.
+fn read(place: &Configuration) -> Result<(Config, Level), u8> {
+    let config = config::load(place.config.as_deref(), std::env::vars_os()).map_err(|it| refuse(&it))?;
+    let level = start_logging(&config.log)?;
+    Ok((config, level))
+}
+
+/// The level was read before, with everything else.
+fn start_logging(settings: &logging::Settings) -> Result<Level, u8> {
+    logging::start(settings).map_err(|mistake| refuse(&format!("log.level {mistake}")))
+}
+
+fn refuse(mistakes: &dyn std::fmt::Display) -> u8 {
+    eprintln!("{mistakes}");
+    CONFIGURATION
 }
 
 fn check(wanted: &Check) -> u8 {
@@ -176,18 +188,15 @@ fn check(wanted: &Check) -> u8 {
 
 /// Reads what of the configuration is about the broker and starts logging, or says every mistake in that.
 fn with_broker_side(place: &Configuration, command: impl FnOnce(BrokerSide) -> u8) -> u8 {
-    let side = match config::load_broker_side(place.config.as_deref(), std::env::vars_os()) {
-        Ok(side) => side,
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            return CONFIGURATION;
-        }
-    };
-    if let Err(mistake) = logging::start(&side.log) {
-        eprintln!("log.level {mistake}");
-        return CONFIGURATION;
+    let side = config::load_broker_side(place.config.as_deref(), std::env::vars_os());
+    let started = side.map_err(|mistakes| refuse(&mistakes)).and_then(|side| {
+        start_logging(&side.log)?;
+        Ok(side)
+    });
+    match started {
+        Ok(side) => command(side),
+        Err(code) => code,
     }
-    command(side)
 }
 
 fn declare(side: &BrokerSide) -> u8 {
