@@ -69,12 +69,15 @@ impl Drop for Contained {
     }
 }
 
-/// The one child of `unshare`, once it is the program itself and no longer the shell that mounts for it.
+/// The child of `unshare` that is the program itself, and no longer the shell that mounts for it. What `tests/image` had started
+/// before it became `unshare`, and was not told the end of, is another child, which nobody awaits.
 fn first_of(unshare: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
-    let child: u32 = children.trim().parse().ok()?;
-    let name = fs::read_to_string(format!("/proc/{child}/comm")).ok()?;
-    ["ringcast", "apns-simulator"].contains(&name.trim()).then_some(child)
+    let mut children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    children.find(|child: &u32| {
+        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+        ["ringcast", "apns-simulator"].contains(&name.trim())
+    })
 }
 
 fn kill(signal: &str, pid: u32) {
