@@ -7,13 +7,16 @@
 
 #[allow(dead_code, reason = "another benchmark uses more of it")]
 mod child;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../it/place.rs"]
+mod place;
 mod reference;
 mod report;
 mod traffic;
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout, Command, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -22,6 +25,7 @@ use std::time::Duration;
 
 use child::Running;
 use clap::{Parser, Subcommand};
+use place::Place;
 use report::Row;
 use tokio::time::Instant;
 
@@ -104,7 +108,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     let few = arguments.few.unwrap_or(few);
     let rounds = arguments.rounds.unwrap_or(rounds);
 
-    let place = Place::new()?;
+    let place = Place::new("pipe");
     let bed = Bed::start(&place)?;
     report::head();
     let short = bed.pipe(0, few)?;
@@ -126,24 +130,6 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A folder of this run, removed in the end.
-struct Place(PathBuf);
-
-impl Place {
-    fn new() -> Result<Self, Failure> {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pipe-{}", std::process::id()));
-        std::fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Left over, it is a few small files in the target folder.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// The simulator, and what it takes to push to it.
 struct Bed {
     simulator: Running,
@@ -154,13 +140,13 @@ struct Bed {
 
 impl Bed {
     fn start(place: &Place) -> Result<Self, Failure> {
-        let identity = place.0.join("identity");
+        let identity = place.path("identity");
         let mut command = Command::new(env!("CARGO_BIN_EXE_apns-simulator"));
         command.args(["--listen", "127.0.0.1:0", "--team-id", TEAM_ID, "--key-id", KEY_ID, "--identity"]);
         let (simulator, line) = Running::serve("apns-simulator", command.arg(&identity))?;
         let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
         let port = port.ok_or_else(|| format!("apns-simulator did not say where it listens: {line}"))?;
-        let config = place.0.join("config.toml");
+        let config = place.path("config.toml");
         // A TOML text, quoted and escaped.
         let file = |name: &str| format!("{:?}", identity.join(name).display().to_string());
         let (ca_file, key_file) = (file("ca.pem"), file(&format!("AuthKey_{KEY_ID}.p8")));

@@ -9,13 +9,15 @@
 mod broker;
 #[allow(dead_code, reason = "the other benchmarks use more of it")]
 mod child;
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../it/place.rs"]
+mod place;
 #[allow(dead_code, reason = "outcomes are counted here, not read")]
 mod traffic;
 
 use std::error::Error;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use broker::{Broker, Ports};
 use child::{Running, Usage};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueuePurgeOptions};
 use lapin::{BasicProperties, Channel};
+use place::Place;
 use ringcast::amqp::Settings;
 use ringcast::amqp::dial::{Dialer, Link};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
 }
 
 async fn measure() -> Result<(), Failure> {
-    let place = Place::new()?;
+    let place = Place::new("road");
     let bed = Bed::start(place).await?;
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let profile = if cfg!(debug_assertions) { "debug: the times mean nothing" } else { "release" };
@@ -79,24 +82,6 @@ async fn measure() -> Result<(), Failure> {
     Ok(())
 }
 
-/// A folder of this run, removed in the end.
-struct Place(PathBuf);
-
-impl Place {
-    fn new() -> Result<Self, Failure> {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("road-{}", std::process::id()));
-        std::fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Left over, it is a few small files in the target folder.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Everything but the worker.
 struct Bed {
     place: Place,
@@ -115,9 +100,9 @@ impl Bed {
     async fn start(place: Place) -> Result<Self, Failure> {
         let broker =
             Broker::start().await?.ok_or("RabbitMQ is not installed: apt-get install rabbitmq-server")?;
-        let script = place.0.join("script.toml");
+        let script = place.path("script.toml");
         std::fs::write(&script, format!("[[fault]]\nlatency = \"{LATENCY}\"\n"))?;
-        let identity = place.0.join("identity");
+        let identity = place.path("identity");
         let mut command = Command::new(env!("CARGO_BIN_EXE_apns-simulator"));
         command.args(["--listen", "127.0.0.1:0", "--team-id", "TEAM123456", "--key-id", "KEY1234567"]);
         command.arg("--identity").arg(&identity).arg("--script").arg(&script);
@@ -163,7 +148,7 @@ impl Bed {
         if pace.is_none() {
             self.publish(run, calls, None).await?;
         }
-        let file = self.place.0.join("config.toml");
+        let file = self.place.path("config.toml");
         std::fs::write(&file, format!("[amqp]\nprefetch = {prefetch}\n{}", self.config))?;
         let broker_before = self.broker_cpu().await?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringcast"));
