@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use h2::client::SendRequest;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -18,12 +18,15 @@ use tokio::time::Instant;
 use super::dial::{BoxedIo, DialError};
 use super::goaway;
 use super::provider_token::{MintError, PinError, Pinned, TokenMint};
-use super::request::Body;
+use super::request::{Body, Template};
 
 /// Streams that were given up are remembered this long, and this many: an answer to a forgotten one would count as a fault
 /// of the peer, and h2 closes the connection after 1024 of them.
 const RESET_STREAMS_MAX: usize = 10_000;
 const RESET_STREAMS_KEPT: Duration = Duration::from_mins(1);
+
+/// How often it is asked whether the provider token is still good. Its times are minutes.
+const TOKEN_LOOK: Duration = Duration::from_secs(1);
 
 /// Bytes of an answer's headers at most.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
@@ -48,13 +51,48 @@ pub(super) struct Connection {
     served: AtomicBool,
     /// Answers in a row that were a failure of Apple's.
     failures: AtomicU32,
-    token: Mutex<Pinned>,
+    heads: Mutex<Heads>,
     /// No new streams; says why, once.
     retired: OnceLock<Arc<str>>,
     /// Stops its driver, and with that every request on it.
     driver: OnceLock<AbortHandle>,
     /// Wakes its watch when a stream is given out that it does not expect.
     pub alarm: Arc<Notify>,
+}
+
+/// The headers of the requests on one connection: prepared once for each app, and again when its provider token changes.
+#[derive(Debug, Default)]
+struct Heads {
+    token: Pinned,
+    authorization: Option<HeaderValue>,
+    /// When the token was last looked at.
+    looked: Option<Instant>,
+    /// By the app's index.
+    prepared: Vec<Option<HeaderMap>>,
+}
+
+impl Heads {
+    fn get(
+        &mut self,
+        template: &Template,
+        mint: Option<&TokenMint>,
+        app: usize,
+        now: Instant,
+    ) -> Result<HeaderMap, PinError> {
+        if self.looked.is_none_or(|at| now >= at + TOKEN_LOOK) {
+            let authorization = mint.map(|mint| self.token.header(mint)).transpose()?;
+            if authorization != self.authorization {
+                self.prepared.clear();
+                self.authorization = authorization;
+            }
+            self.looked = Some(now);
+        }
+        if self.prepared.len() <= app {
+            self.prepared.resize(app + 1, None);
+        }
+        let prepare = || template.headers(app, self.authorization.clone());
+        Ok(self.prepared[app].get_or_insert_with(prepare).clone())
+    }
 }
 
 /// What a connection's driver reports while it runs.
@@ -130,7 +168,7 @@ pub(super) async fn shake_hands(
         proven: AtomicBool::new(false),
         served: AtomicBool::new(false),
         failures: AtomicU32::new(0),
-        token: Mutex::default(),
+        heads: Mutex::default(),
         retired: OnceLock::new(),
         driver: OnceLock::new(),
         alarm: Arc::default(),
@@ -182,14 +220,20 @@ pub(super) async fn drive(mut driver: Driver, connection: Weak<Connection>, obse
 }
 
 impl Connection {
-    /// The `authorization` header of the next request; none without a mint.
-    pub(super) fn authorization(&self, mint: Option<&TokenMint>) -> Result<Option<HeaderValue>, PinError> {
-        mint.map(|mint| self.token.lock().header(mint)).transpose()
+    /// The headers of the next request for this app, all but what is the push's own.
+    pub(super) fn headers(
+        &self,
+        template: &Template,
+        mint: Option<&TokenMint>,
+        app: usize,
+        now: Instant,
+    ) -> Result<HeaderMap, PinError> {
+        self.heads.lock().get(template, mint, app, now)
     }
 
     /// Whether it must be replaced, because its provider token gets too old before it may be changed.
     pub(super) fn is_worn(&self, mint: Option<&TokenMint>) -> bool {
-        mint.is_some_and(|mint| self.token.lock().is_worn(mint))
+        mint.is_some_and(|mint| self.heads.lock().token.is_worn(mint))
     }
 
     /// Whether it may open more than one stream.

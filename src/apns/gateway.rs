@@ -33,21 +33,19 @@ const END_BYTES: usize = 64;
 impl Gateway for Apns {
     async fn push(&self, push: &Push) -> Result<Response, PushError> {
         let asked = Instant::now();
-        let (home, slot) = self.acquire(push).await.map_err(|none| match none {
+        let (home, slot, written) = self.acquire(push, asked).await.map_err(|none| match none {
             NoSlot::Late(why) => PushError::NotSent(why),
             NoSlot::Refused(why) => PushError::CredentialRefused(why),
         })?;
-        let pool = Arc::clone(slot.pool());
-        let written = Instant::now();
-        pool.parts.metrics.stage("slot", written - asked);
+        home.parts.metrics.stage("slot", written - asked);
         if written >= push.deadline {
             return Err(PushError::NotSent(None));
         }
-        let request = write(&pool, &slot, push)?;
+        let request = write(slot.pool(), &slot, push, written)?;
         push.trail.mark(slot.connection.id, written);
         let response = match request.answer(slot, push, written).await {
             Err(unsure @ PushError::Unknown(_)) => {
-                push.trail.lose(pool.turn());
+                push.trail.lose(home.turn());
                 return Err(unsure);
             }
             answered => answered?,
@@ -70,19 +68,19 @@ struct Request {
 
 /// Hands the request to the connection. Whatever fails here was surely not processed: without its body a request is not
 /// complete.
-fn write(pool: &Pool, slot: &Slot, push: &Push) -> Result<Request, PushError> {
-    let connection = &slot.connection;
-    let authorization = connection.authorization(pool.parts.mint.as_deref()).map_err(|error| {
-        if matches!(error, PinError::Worn) {
-            pool.retire(connection, End::Replaced, "its provider token");
-        }
-        PushError::NotProcessed(error.to_string())
-    })?;
-    let now = Timestamp::from_unix_ms(pool.parts.clock.unix_ms());
-    let request = pool
-        .parts
+fn write(pool: &Pool, slot: &Slot, push: &Push, written: Instant) -> Result<Request, PushError> {
+    let (connection, parts) = (&slot.connection, &pool.parts);
+    let headers = connection
+        .headers(&parts.template, parts.mint.as_deref(), push.app.index, written)
+        .map_err(|error| {
+            if matches!(error, PinError::Worn) {
+                pool.retire(connection, End::Replaced, "its provider token");
+            }
+            PushError::NotProcessed(error.to_string())
+        })?;
+    let request = parts
         .template
-        .encode(push, authorization, now)
+        .encode(push, headers, &parts.clock)
         .map_err(|error| PushError::NotProcessed(error.to_string()))?;
     let refused = |error: h2::Error| {
         pool.retire(connection, End::Closed, &error.to_string());
@@ -118,7 +116,7 @@ impl Request {
     }
 
     /// Waits for the answer, at most `request_timeout` and never beyond `answer_by`.
-    async fn answer(mut self, slot: Slot, push: &Push, written: Instant) -> Result<Response, PushError> {
+    async fn answer(mut self, mut slot: Slot, push: &Push, written: Instant) -> Result<Response, PushError> {
         let pool = Arc::clone(slot.pool());
         let limit = written + pool.parts.request_timeout;
         let mut answered = timeout_at(limit.min(push.deadline), &mut self.answer).await;
@@ -142,10 +140,10 @@ impl Request {
             }
         };
         let response = response::read(head, push.answer_by).await;
-        let metrics = &pool.parts.metrics;
-        metrics.stage("apns", written.elapsed());
+        let (metrics, now) = (&pool.parts.metrics, Instant::now());
+        metrics.stage("apns", now - written);
         metrics.apns_response(pool.parts.environment.as_str(), response.status, &response.reason_label());
-        heed(&pool, &slot, &response)?;
+        heed(&pool, &mut slot, &response, now)?;
         Ok(response)
     }
 
@@ -178,10 +176,10 @@ impl Request {
 
 /// What an answer says of its connection and of the credential. Where it is the provider token that was refused, the
 /// connection stays wedged: a fresh one starts with a fresh look at the token.
-fn heed(pool: &Pool, slot: &Slot, response: &Response) -> Result<(), PushError> {
+fn heed(pool: &Pool, slot: &mut Slot, response: &Response, now: Instant) -> Result<(), PushError> {
+    let fresh = !slot.connection.is_proven();
+    slot.answered(response.status, now);
     let connection = &slot.connection;
-    let fresh = !connection.is_proven();
-    slot.answered(response.status);
     if !response.refuses_credential() {
         if response.status == 503 && response.reason_label() == "Shutdown" {
             pool.retire(connection, End::GoAway, "Apple says Shutdown");
@@ -211,9 +209,9 @@ fn heed(pool: &Pool, slot: &Slot, response: &Response) -> Result<(), PushError> 
 
 /// Waits on for an answer that comes too late to matter to its call: it is counted, and its stream stays given out until
 /// then. At `limit` (the request's own, which the call's end may have forestalled) the connection is judged.
-fn reap(slot: Slot, mut request: Request, written: Instant, limit: Instant) {
+fn reap(mut slot: Slot, mut request: Request, written: Instant, limit: Instant) {
     tokio::spawn(async move {
-        let pool = slot.pool();
+        let pool = Arc::clone(slot.pool());
         let mut answered = timeout_at(limit, &mut request.answer).await;
         if answered.is_err() {
             pool.miss_answer(&slot.connection, written);
@@ -221,7 +219,7 @@ fn reap(slot: Slot, mut request: Request, written: Instant, limit: Instant) {
         }
         if let Ok(Ok(head)) = answered {
             let status = head.status().as_u16();
-            slot.answered(status);
+            slot.answered(status, Instant::now());
             pool.parts.metrics.late_answer(pool.parts.environment.as_str(), status);
         }
     });

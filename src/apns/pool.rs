@@ -229,16 +229,16 @@ impl Pool {
     }
 
     /// A stream now, or `None`: then there is something to wait for.
-    pub(super) fn take(self: &Arc<Self>, ask: Ask) -> Result<Option<Slot>, NoSlot> {
+    pub(super) fn take(self: &Arc<Self>, ask: Ask, now: Instant) -> Result<Option<Slot>, NoSlot> {
         self.circuit.check().map_err(NoSlot::Refused)?;
-        Ok(self.state.lock().take_at_once(self, ask))
+        Ok(self.state.lock().take_at_once(self, ask, now))
     }
 
     /// A stream before the deadline, where [`Pool::take`] had none.
     pub(super) async fn wait(self: &Arc<Self>, deadline: Instant, ask: Ask) -> Result<Slot, NoSlot> {
         let (place, granted) = {
             let mut state = self.state.lock();
-            if let Some(slot) = state.take_at_once(self, ask) {
+            if let Some(slot) = state.take_at_once(self, ask, Instant::now()) {
                 return Ok(slot);
             }
             if let Some(why) = state.is_hopeless(deadline, *self.parts.connections.end()) {

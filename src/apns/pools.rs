@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::credential::Credential;
 use super::pool::Pool;
@@ -173,18 +174,23 @@ impl Apns {
             .await;
     }
 
-    /// A stream for a push before its deadline, and the pool of its app and environment. Whoever waits when the table is
-    /// swapped waits on with the pool of the new one.
-    pub(super) async fn acquire(&self, push: &Push) -> Result<(Arc<Pool>, Slot), NoSlot> {
+    /// A stream for a push before its deadline, the pool of its app and environment, and when it came: it is `asked` for now.
+    /// Whoever waits when the table is swapped waits on with the pool of the new one.
+    pub(super) async fn acquire(
+        &self,
+        push: &Push,
+        asked: Instant,
+    ) -> Result<(Arc<Pool>, Slot, Instant), NoSlot> {
+        let mut now = asked;
         loop {
             let table = self.table();
             let home = Arc::clone(&table.entry(push.app.index, push.environment).pool);
             let pool = home.for_token(&push.token);
             let ask = Ask { avoid: push.trail.last(), lost: push.trail.lost() };
-            pool.start();
-            if let Some(slot) = pool.take(ask)? {
-                return Ok((home, slot));
+            if let Some(slot) = pool.take(ask, now)? {
+                return Ok((home, slot, now));
             }
+            pool.start();
             let mut swaps = self.0.swaps.subscribe();
             if !Arc::ptr_eq(&table, &self.table()) {
                 continue;
@@ -192,8 +198,8 @@ impl Apns {
             // Biased: a stream goes before a look at the table.
             tokio::select! {
                 biased;
-                slot = pool.wait(push.deadline, ask) => return slot.map(|slot| (home, slot)),
-                _ = swaps.changed() => {}
+                slot = pool.wait(push.deadline, ask) => return slot.map(|slot| (home, slot, Instant::now())),
+                _ = swaps.changed() => now = Instant::now(),
             }
         }
     }

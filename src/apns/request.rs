@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, Bytes};
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{self, Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Uri};
+use uuid::Uuid;
 
 use super::Endpoint;
+use crate::clock::Clock;
 use crate::domain::app::App;
 use crate::domain::push::expiration;
 use crate::domain::timestamp::Timestamp;
@@ -100,39 +102,52 @@ impl Template {
         Ok(Self { authority, topics })
     }
 
-    /// The request of one attempt, without its body. `authorization` is sensitive already, and absent with a certificate;
-    /// `apns-id` and `apns-expiration` are marked so because they differ from push to push and would churn the header
-    /// table.
-    pub(super) fn encode(
-        &self,
-        push: &Push,
-        authorization: Option<HeaderValue>,
-        now: Timestamp,
-    ) -> Result<Request<()>, EncodeError> {
-        let path = PathAndQuery::try_from(format!("/3/device/{}", push.token.as_str()))
-            .map_err(http::Error::from)?;
-        let uri = Uri::builder()
-            .scheme(Scheme::HTTPS)
-            .authority(self.authority.clone())
-            .path_and_query(path)
-            .build()?;
-        let mut request = Request::new(());
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = uri;
-        let headers = request.headers_mut();
-        headers.reserve(6);
+    /// The headers of every request for one app, to be prepared once for a connection. `authorization` is sensitive already,
+    /// and absent with a certificate.
+    pub(super) fn headers(&self, app: usize, authorization: Option<HeaderValue>) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(6);
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization);
         }
-        headers.insert(APNS_TOPIC, self.topics[push.app.index].clone());
+        headers.insert(APNS_TOPIC, self.topics[app].clone());
         headers.insert(APNS_PUSH_TYPE, HeaderValue::from_static("voip"));
         headers.insert(APNS_PRIORITY, HeaderValue::from_static("10"));
-        headers.insert(
-            APNS_EXPIRATION,
-            sensitive(HeaderValue::from(expiration(&push.app, now, push.deadline_at))),
-        );
-        let id = HeaderValue::try_from(push.apns_id.to_string()).map_err(http::Error::from)?;
-        headers.insert(APNS_ID, sensitive(id));
+        headers.insert(APNS_EXPIRATION, sensitive(HeaderValue::from_static("0")));
+        // Each push has its own; its place is kept, so that a clone is filled and never grows.
+        headers.insert(APNS_ID, HeaderValue::from_static(""));
+        headers
+    }
+
+    /// The request of one attempt, without its body. `headers`: those of its app. `apns-id` and `apns-expiration` are marked
+    /// sensitive because they differ from push to push and would churn the header table.
+    pub(super) fn encode(
+        &self,
+        push: &Push,
+        headers: HeaderMap,
+        clock: &Clock,
+    ) -> Result<Request<()>, EncodeError> {
+        const DEVICE: &str = "/3/device/";
+        let token = push.token.as_str();
+        let mut path = String::with_capacity(DEVICE.len() + token.len());
+        path.push_str(DEVICE);
+        path.push_str(token);
+        let mut parts = uri::Parts::default();
+        parts.scheme = Some(Scheme::HTTPS);
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(PathAndQuery::try_from(path).map_err(http::Error::from)?);
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = Uri::from_parts(parts).map_err(http::Error::from)?;
+        *request.headers_mut() = headers;
+        let headers = request.headers_mut();
+        if !push.app.expiration_max.is_zero() {
+            let now = Timestamp::from_unix_ms(clock.unix_ms());
+            let expiration = expiration(&push.app, now, push.deadline_at);
+            headers.insert(APNS_EXPIRATION, sensitive(HeaderValue::from(expiration)));
+        }
+        let mut text = Uuid::encode_buffer();
+        let id = Uuid::from_bytes(*push.apns_id.as_bytes()).hyphenated().encode_lower(&mut text);
+        headers.insert(APNS_ID, sensitive(HeaderValue::from_str(id).map_err(http::Error::from)?));
         Ok(request)
     }
 }

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -125,7 +124,8 @@ pub(super) struct Slot {
     pool: Arc<Pool>,
     sequence: u64,
     armed: bool,
-    answered: AtomicBool,
+    /// When APNs answered.
+    answered: Option<Instant>,
 }
 
 /// A place in the queue; left when the wait ends, however it ends.
@@ -136,7 +136,7 @@ pub(super) struct Place<'a> {
 
 impl State {
     /// A slot on the least loaded connection that has room: an undoubted one before others, and the one to avoid last.
-    pub(super) fn take(&mut self, pool: &Arc<Pool>, ask: Ask) -> Option<Slot> {
+    pub(super) fn take(&mut self, pool: &Arc<Pool>, ask: Ask, now: Instant) -> Option<Slot> {
         let may_carry =
             |lane: &&mut Lane| lane.open.len() < lane.limit() && (ask.lost == 0 || lane.heard > ask.lost);
         let rank = |lane: &&mut Lane| {
@@ -145,28 +145,22 @@ impl State {
         let lane = self.lanes.iter_mut().filter(may_carry).min_by_key(rank)?;
         self.sequence += 1;
         let sequence = self.sequence;
-        lane.open.insert(sequence, Instant::now());
+        lane.open.insert(sequence, now);
         lane.requests_left = lane.requests_left.saturating_sub(1);
         if lane.asleep {
             lane.asleep = false;
             lane.connection.alarm.notify_one();
         }
         let connection = Arc::clone(&lane.connection);
-        Some(Slot {
-            connection,
-            pool: Arc::clone(pool),
-            sequence,
-            armed: true,
-            answered: AtomicBool::new(false),
-        })
+        Some(Slot { connection, pool: Arc::clone(pool), sequence, armed: true, answered: None })
     }
 
     /// Takes a slot unless others were here before. Who waits for a sign of life only holds nobody up.
-    pub(super) fn take_at_once(&mut self, pool: &Arc<Pool>, ask: Ask) -> Option<Slot> {
+    pub(super) fn take_at_once(&mut self, pool: &Arc<Pool>, ask: Ask, now: Instant) -> Option<Slot> {
         if self.waiters.values().any(|waiter| waiter.ask.lost == 0) {
             return None;
         }
-        let slot = self.take(pool, ask);
+        let slot = self.take(pool, ask, now);
         self.peak = self.peak.max(self.used() + usize::from(slot.is_none()));
         slot
     }
@@ -245,11 +239,15 @@ impl State {
     /// Gives free streams to waiters, earliest deadline first.
     pub(super) fn grant(&mut self, pool: &Arc<Pool>) {
         let mut passed_over = None;
+        if self.waiters.is_empty() {
+            return;
+        }
+        let now = Instant::now();
         loop {
             let behind = passed_over.map_or(Bound::Unbounded, Bound::Excluded);
             let Some((key, waiter)) = self.waiters.range((behind, Bound::Unbounded)).next() else { break };
             let (key, ask) = (*key, waiter.ask);
-            let Some(slot) = self.take(pool, ask) else {
+            let Some(slot) = self.take(pool, ask, now) else {
                 if ask.lost == 0 {
                     return;
                 }
@@ -290,15 +288,14 @@ impl State {
         };
         let lane = &mut self.lanes[place];
         let given = lane.open.remove(&slot.sequence);
-        if slot.answered.load(Ordering::Relaxed) {
-            let now = Instant::now();
-            lane.answered = Some(now);
+        if let Some(now) = slot.answered {
+            lane.answered = lane.answered.max(slot.answered);
             lane.heard = slot.pool.turn();
             if lane.doubt == Doubt::Slow {
                 lane.doubt = Doubt::None;
             }
             self.limit_seen = self.limit_seen.max(lane.limit());
-            if let Some(took) = given.map(|given| now - given) {
+            if let Some(took) = given.map(|given| now.saturating_duration_since(given)) {
                 self.fastest[0] = Some(self.fastest[0].map_or(took, |fastest| fastest.min(took)));
             }
         }
@@ -388,8 +385,8 @@ impl Lane {
 
 impl Slot {
     /// APNs answered. Anything but a refused credential proves the connection: it may carry more than one stream.
-    pub(super) fn answered(&self, status: u16) {
-        self.answered.store(true, Ordering::Relaxed);
+    pub(super) fn answered(&mut self, status: u16, now: Instant) {
+        self.answered = Some(now);
         if status != 403 && self.connection.prove(status >= 500) {
             self.pool.proved(&self.connection);
         }
