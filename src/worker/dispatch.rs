@@ -24,6 +24,8 @@ pub(super) struct Dispatched {
     pub response: Option<Response>,
     /// The last failure that was no answer.
     pub error: Option<PushError>,
+    /// When the last attempt ended.
+    pub ended: Instant,
     /// What happened when.
     pub notes: Notes,
 }
@@ -42,7 +44,7 @@ pub(super) async fn dispatch<G: Gateway>(
     let mut progress = Progress::default();
     let mut class = Class::First;
     let (mut response, mut error) = (None, None);
-    let verdict = loop {
+    let (verdict, ended) = loop {
         let asked = notes.begin();
         let result = gateway.push(push).await;
         if !matches!(result, Err(PushError::NotSent(_) | PushError::CredentialRefused(_))) {
@@ -74,7 +76,7 @@ pub(super) async fn dispatch<G: Gateway>(
             Err(failure) => error = Some(failure),
         }
         match step {
-            Step::Finish(verdict) => break verdict,
+            Step::Finish(verdict) => break (verdict, ended),
             Step::Retry { after, class: next } => {
                 class = next;
                 if !after.is_zero() {
@@ -84,6 +86,6 @@ pub(super) async fn dispatch<G: Gateway>(
         }
     };
     let attempts = progress.attempts();
-    let latency = push.trail.first().filter(|_| attempts > 0).map(|first| first.elapsed());
-    Dispatched { verdict, attempts, latency, response, error, notes }
+    let latency = push.trail.first().filter(|_| attempts > 0).map(|first| ended - first);
+    Dispatched { verdict, attempts, latency, response, error, ended, notes }
 }

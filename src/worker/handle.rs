@@ -1,9 +1,12 @@
 //! One invite, from its delivery to its receipt. The story is told from top to bottom in [`handle`].
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::future::{Either, FutureExt, join_all};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -68,7 +71,7 @@ pub(super) enum Fate {
 pub(super) async fn handle<G: Gateway>(
     worker: &Worker<G>,
     delivery: Delivery,
-    mut stop: watch::Receiver<bool>,
+    stop: &watch::Receiver<bool>,
 ) -> Fate {
     let Delivery { body, properties, redelivered, returned, given_up, receipt } = delivery;
     if !receipt.is_live() {
@@ -118,8 +121,7 @@ pub(super) async fn handle<G: Gateway>(
                 }
                 Admission::New(ticket) => {
                     let note = story.as_deref_mut();
-                    let rung =
-                        ring(worker, &invite, identity, ticket, &properties, taken, note, &mut stop).await;
+                    let rung = ring(worker, &invite, identity, ticket, &properties, taken, note, stop).await;
                     let Some(known) = rung else {
                         receipt.give_back();
                         return Fate::GivenBack;
@@ -206,7 +208,7 @@ async fn ring<G: Gateway>(
     properties: &Properties,
     taken: Taken,
     story: Option<&mut Story>,
-    stop: &mut watch::Receiver<bool>,
+    stop: &watch::Receiver<bool>,
 ) -> Option<Arc<Known>> {
     let left = invite.deadline.since(taken.on);
     let in_time = !left.is_zero() && left >= worker.settings.ring_time_min;
@@ -229,7 +231,7 @@ async fn ring<G: Gateway>(
             }
         }
     });
-    let rungs = unless_stopped(join_all(dispatches), &plans, stop).await?;
+    let rungs = unless_stopped(pin!(all(dispatches)), &plans, stop).await?;
     let mut devices = Vec::with_capacity(invite.devices.len());
     let mut invalidations = Vec::new();
     let mut notes = Vec::new();
@@ -298,23 +300,42 @@ async fn ring<G: Gateway>(
 /// nothing but this function polls it. So what the trails say here stays true until the next poll, and once `ringing` is
 /// dropped, nothing is ever written; a stream that was granted in the meantime goes to the next one who waits.
 async fn unless_stopped<T>(
-    ringing: impl Future<Output = T>,
+    mut ringing: Pin<&mut impl Future<Output = T>>,
     plans: &[Plan],
-    stop: &mut watch::Receiver<bool>,
+    stop: &watch::Receiver<bool>,
 ) -> Option<T> {
-    let mut ringing = std::pin::pin!(ringing);
-    // Biased: who is told to stop begins nothing, though there be a stream for it now.
-    tokio::select! {
-        biased;
-        () = told(stop) => {}
-        rungs = &mut ringing => return Some(rungs),
+    // Only who waits for a stream is told: what was begun is finished.
+    let mut told = pin!(told(stop));
+    let mut is_begun = false;
+    poll_fn(|cx| {
+        // Who is told to stop begins nothing, though there be a stream for it now.
+        if !is_begun && *stop.borrow() {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(rungs) = ringing.as_mut().poll(cx) {
+            return Poll::Ready(Some(rungs));
+        }
+        is_begun = is_begun || plans.iter().any(Plan::is_begun);
+        if is_begun { Poll::Pending } else { told.as_mut().poll(cx).map(|()| None) }
+    })
+    .await
+}
+
+/// Waits for all of them; for one without the machinery that several take.
+pub(super) fn all<F: Future>(
+    mut futures: impl ExactSizeIterator<Item = F>,
+) -> impl Future<Output = Vec<F::Output>> {
+    if futures.len() == 1
+        && let Some(only) = futures.next()
+    {
+        return Either::Left(only.map(|output| vec![output]));
     }
-    if plans.iter().any(Plan::is_begun) { Some(ringing.await) } else { None }
+    Either::Right(join_all(futures))
 }
 
 /// Returns when the worker is told to stop; a sender that is gone means the same.
-async fn told(stop: &mut watch::Receiver<bool>) {
-    drop(stop.wait_for(|stop| *stop).await);
+pub(super) async fn told(stop: &watch::Receiver<bool>) {
+    drop(stop.clone().wait_for(|stop| *stop).await);
 }
 
 /// What became of one device.
@@ -415,14 +436,12 @@ fn settle<G: Gateway>(
     dispatched: Dispatched,
 ) -> Rung {
     let apns_id = push.apns_id;
-    let Dispatched { verdict, attempts, latency, response, error, notes } = dispatched;
+    let Dispatched { verdict, attempts, latency, response, error, ended, notes } = dispatched;
     let is_accepted = verdict == Verdict::Accepted;
     if is_accepted {
-        worker.metrics.slack(push.deadline.saturating_duration_since(Instant::now()));
+        worker.metrics.slack(push.deadline.saturating_duration_since(ended));
     }
-    let key_id = worker.key_ids.get(invite.app.index, device.environment);
-    let key_id = key_id.as_deref();
-    let event = invalidation::announce(invite, device, verdict, response.as_ref(), key_id, worker.now());
+    let event = invalidation::announce(worker, invite, device, verdict, response.as_ref());
     let (result, action, stage) = outcome::describe(verdict);
     let mut outcome =
         DeviceOutcome::untried(device.token.clone(), device.id.clone(), device.environment, result, action);

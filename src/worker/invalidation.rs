@@ -4,7 +4,6 @@ use crate::domain::id::{ApnsId, Identity};
 use crate::domain::invite::{Device, Invite};
 use crate::domain::policy::Verdict;
 use crate::domain::response::Response;
-use crate::domain::timestamp::Timestamp;
 use crate::domain::token_event::{self, Confidence, TokenEvent};
 
 use super::mailbox::{Publication, Route};
@@ -12,13 +11,12 @@ use super::run::Worker;
 
 /// The event that a device's verdict makes, if any: only Apple's two kinds of word about a token do, and not one that is
 /// older than the token's registration.
-pub(super) fn announce(
+pub(super) fn announce<G>(
+    worker: &Worker<G>,
     invite: &Invite,
     device: &Device,
     verdict: Verdict,
     response: Option<&Response>,
-    key_id: Option<&str>,
-    observed_at: Timestamp,
 ) -> Option<TokenEvent> {
     let confidence = match verdict {
         Verdict::InvalidToken => Confidence::Dead,
@@ -41,9 +39,9 @@ pub(super) fn announce(
         reason: response.reason.as_ref().map(|reason| reason.as_str().to_owned()),
         invalid_since: response.invalid_since,
         registered_at: device.registered_at,
-        observed_at,
+        observed_at: worker.now(),
         call_id: invite.call_id,
-        key_id: key_id.map(str::to_owned),
+        key_id: worker.key_ids.get(invite.app.index, device.environment).map(|id| id.as_ref().to_owned()),
     })
 }
 

@@ -3,11 +3,12 @@
 //! Bounded: the broker redelivers only what was unacknowledged, so a few prefetches' worth is enough to answer every
 //! redelivery to this worker. An invite is marked known when its outcome is final, never before.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use super::mailbox::Publication;
 use crate::domain::id::{ApnsId, Identity};
@@ -19,6 +20,28 @@ pub(super) struct Known {
     pub publications: Vec<Publication>,
 }
 
+/// A table by ids that are digests.
+pub(super) type DigestMap<K, V> = HashMap<K, V, BuildHasherDefault<DigestHasher>>;
+
+/// A digest is as good as its own hash: nobody can choose what SHA-256 makes of a message.
+#[derive(Debug, Default)]
+pub(super) struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    /// Their length is always the same.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// The memory of one worker.
 #[derive(Clone, Debug)]
 pub(super) struct Ledger(Arc<Mutex<Table>>);
@@ -26,17 +49,23 @@ pub(super) struct Ledger(Arc<Mutex<Table>>);
 #[derive(Debug)]
 struct Table {
     entries_max: usize,
-    entries: HashMap<Identity, Entry>,
+    entries: DigestMap<Identity, Entry>,
     /// Known invites, oldest first.
     known: VecDeque<Identity>,
     /// Which invite tried a call and token.
-    tried: HashMap<ApnsId, Identity>,
+    tried: DigestMap<ApnsId, Identity>,
 }
 
 #[derive(Debug)]
 enum Entry {
-    InFlight { done: watch::Receiver<()> },
-    Known { known: Arc<Known>, tried: Vec<ApnsId> },
+    /// Copies that came meanwhile wait for the end of it.
+    InFlight {
+        waiting: Vec<oneshot::Sender<()>>,
+    },
+    Known {
+        known: Arc<Known>,
+        tried: Vec<ApnsId>,
+    },
 }
 
 /// What the ledger says about an invite that came.
@@ -55,8 +84,6 @@ pub(super) struct Ticket {
     ledger: Ledger,
     identity: Identity,
     tried: Vec<ApnsId>,
-    /// Dropping it wakes those who wait for this invite.
-    _done: watch::Sender<()>,
 }
 
 impl Ledger {
@@ -64,30 +91,33 @@ impl Ledger {
     pub(super) fn new(entries_max: usize) -> Self {
         Self(Arc::new(Mutex::new(Table {
             entries_max: entries_max.max(1),
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             known: VecDeque::new(),
-            tried: HashMap::new(),
+            tried: HashMap::default(),
         })))
     }
 
     /// Admits an invite. One that is being handled already is waited for, not handled twice.
     pub(super) async fn admit(&self, identity: Identity) -> Admission {
         loop {
-            let mut done = {
-                let mut table = self.0.lock();
-                match table.entries.get(&identity) {
-                    Some(Entry::Known { known, .. }) => return Admission::Known(Arc::clone(known)),
-                    Some(Entry::InFlight { done }) => done.clone(),
-                    None => {
-                        let (sender, done) = watch::channel(());
-                        table.entries.insert(identity, Entry::InFlight { done });
-                        let ledger = self.clone();
-                        return Admission::New(Ticket { ledger, identity, tried: Vec::new(), _done: sender });
-                    }
+            let done = match self.0.lock().entries.entry(identity) {
+                hash_map::Entry::Vacant(entry) => {
+                    entry.insert(Entry::InFlight { waiting: Vec::new() });
+                    return Admission::New(Ticket { ledger: self.clone(), identity, tried: Vec::new() });
                 }
+                hash_map::Entry::Occupied(entry) => match entry.into_mut() {
+                    Entry::Known { known, .. } => return Admission::Known(Arc::clone(known)),
+                    Entry::InFlight { waiting } => {
+                        // Who gave up waiting leaves room.
+                        waiting.retain(|copy| !copy.is_closed());
+                        let (copy, done) = oneshot::channel();
+                        waiting.push(copy);
+                        done
+                    }
+                },
             };
-            // It never changes: this ends, with an error, when the ticket is dropped.
-            let _ = done.changed().await;
+            // Nothing is ever sent: this ends, with an error, when the invite is known or its ticket was dropped.
+            let _ = done.await;
         }
     }
 

@@ -7,10 +7,11 @@
 //! a process that dies of an invite remembers nothing, and for that there is the queue's delivery limit, whose answer is
 //! given without a push.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 
+use super::ledger::DigestMap;
 use crate::domain::id::Identity;
 
 /// Deliveries that a poisonous invite gets before it is answered without being handled.
@@ -23,7 +24,7 @@ pub(super) struct Poison(Mutex<Table>);
 #[derive(Debug)]
 struct Table {
     entries_max: usize,
-    deaths: HashMap<Identity, u32>,
+    deaths: DigestMap<Identity, u32>,
     /// Oldest first.
     order: VecDeque<Identity>,
 }
@@ -39,7 +40,7 @@ impl Poison {
     /// A memory of this many invites.
     pub(super) fn new(entries_max: usize) -> Self {
         let entries_max = entries_max.max(1);
-        Self(Mutex::new(Table { entries_max, deaths: HashMap::new(), order: VecDeque::new() }))
+        Self(Mutex::new(Table { entries_max, deaths: DigestMap::default(), order: VecDeque::new() }))
     }
 
     /// Notes it if the handler dies while the witness is there. The receipt must outlive it: what comes again is known then.
@@ -55,7 +56,7 @@ impl Poison {
     /// It was handled after all.
     pub(super) fn forget(&self, identity: &Identity) {
         let mut table = self.0.lock();
-        if table.deaths.remove(identity).is_some() {
+        if !table.deaths.is_empty() && table.deaths.remove(identity).is_some() {
             table.order.retain(|other| other != identity);
         }
     }

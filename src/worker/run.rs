@@ -1,15 +1,18 @@
-//! The loop of a worker: one task per invite, until it is told to stop and all is done.
+//! The loop of a worker: all invites at once, until it is told to stop and all is done.
 
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinError, JoinSet};
 
 use super::Settings;
 use super::breaker::Breakers;
 use super::gateway::{Gateway, KeyIds};
-use super::handle::{Fate, handle};
+use super::handle::{Fate, handle, told};
 use super::ledger::Ledger;
 use super::mailbox::{Delivery, Outbox};
 use super::poison::Poison;
@@ -124,28 +127,29 @@ impl<G> Worker<G> {
 
 /// Handles deliveries until the flow ends or `stop` turns true; then gives back at once what was not started, whether it
 /// waits for its handler or its handler for a stream, and finishes what was. By then nothing new may come, or the broker
-/// could send the same again: whoever stops a worker cancels its consumers first. Each invite has a task of its own, so
-/// that one that dies takes nobody along; their number is bounded by the prefetch.
+/// could send the same again: whoever stops a worker cancels its consumers first.
+///
+/// All handlers are polled here, in one task, so that an invite costs no task of its own; their number is bounded by the
+/// prefetch. One that dies takes nobody along.
 pub async fn run<G: Gateway>(
     worker: Arc<Worker<G>>,
     mut deliveries: mpsc::Receiver<Delivery>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
-    let mut tasks = JoinSet::new();
-    let handlers_stop = stop.clone();
+    let mut handlers = FuturesUnordered::new();
+    let mut told = pin!(told(&stop));
     let mut given_back = 0;
     loop {
-        // Biased: finished tasks are cleared first, so that they do not pile up; a stop goes before new work.
+        // Biased: those that finish make room before new ones come; a stop goes before new work.
         tokio::select! {
             biased;
-            Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
+            Some(ended) = handlers.next(), if !handlers.is_empty() => {
                 given_back += report(&worker, ended);
             }
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = &mut told => break,
             delivery = deliveries.recv() => match delivery {
                 Some(delivery) => {
-                    let (worker, stop) = (Arc::clone(&worker), handlers_stop.clone());
-                    tasks.spawn(async move { handle(&worker, delivery, stop).await });
+                    handlers.push(AssertUnwindSafe(handle(&worker, delivery, &stop)).catch_unwind());
                 }
                 None => break,
             },
@@ -156,7 +160,7 @@ pub async fn run<G: Gateway>(
         delivery.receipt.give_back();
         given_back += 1;
     }
-    while let Some(ended) = tasks.join_next().await {
+    while let Some(ended) = handlers.next().await {
         given_back += report(&worker, ended);
     }
     if given_back > 0 {
@@ -166,12 +170,14 @@ pub async fn run<G: Gateway>(
 
 /// A handler that died dropped its receipt on the way: the broker gives the invite to somebody else, or to us again. Gives 1
 /// for an invite that was given back.
-fn report<G>(worker: &Worker<G>, ended: Result<Fate, JoinError>) -> usize {
+fn report<G>(worker: &Worker<G>, ended: std::thread::Result<Fate>) -> usize {
     match ended {
         Ok(fate) => usize::from(fate == Fate::GivenBack),
-        Err(error) => {
+        Err(panic) => {
             worker.metrics.handler_panic();
-            tracing::error!(error = %error, "the handler of an invite died; the invite is requeued");
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let error = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            tracing::error!(error, "the handler of an invite died; the invite is requeued");
             0
         }
     }
