@@ -2,9 +2,10 @@
 //! JSON lines to stdout, in any order.
 //!
 //! stdin is read on a thread of its own, because a read cannot be called off; everything else stays on the core's thread.
-//! At most `amqp.prefetch` invites are under way, so memory stays flat however long the input is.
+//! The lines of one read go to it together. At most `amqp.prefetch` invites are under way, so memory stays flat however long
+//! the input is.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,8 +20,11 @@ use crate::pause::Jitter;
 use crate::worker;
 use crate::worker::mailbox::{self, Delivery, Posting, Properties, Receipt, Route, Settlement};
 
-/// Lines read ahead.
-const LINES_AHEAD: usize = 256;
+/// Bytes read at once at most: what a pipe holds.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Chunks read ahead.
+const CHUNKS_AHEAD: usize = 2;
 
 /// Results written at once at most.
 const RESULTS_AT_ONCE: usize = 256;
@@ -38,7 +42,7 @@ async fn pipe(config: Config) -> Result<Ending, StartError> {
     let (outbox, postings) = mailbox::outbox(2 * prefetch);
     let core = Core::start(&config, outbox, &metrics, &Jitter::random(), None)?;
 
-    let (lines, read) = mpsc::channel(LINES_AHEAD);
+    let (lines, read) = mpsc::channel(CHUNKS_AHEAD);
     let bytes_max = config.worker.invite_bytes_max;
     std::thread::Builder::new()
         .name("stdin".to_owned())
@@ -74,103 +78,127 @@ async fn pipe(config: Config) -> Result<Ending, StartError> {
     Ok(ending)
 }
 
-/// Reads lines and sends them on without the blanks around them, blank ones left out. Of a line that is too long only so much
-/// is kept as shows that it is.
-fn read_lines(mut input: impl BufRead, bytes_max: usize, lines: &mpsc::Sender<Bytes>) {
+/// Reads lines and sends them on without the blanks around them, blank ones left out, those of one read together. Of a line
+/// that is too long only so much is kept as shows that it is.
+fn read_lines(mut input: impl Read, bytes_max: usize, lines: &mpsc::Sender<Vec<Bytes>>) {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut line = Line { bytes_max, bytes: Vec::new(), too_long: false };
     loop {
-        match read_line(&mut input, bytes_max) {
-            Ok(Some(line)) => {
-                if !line.is_empty() && lines.blocking_send(line.into()).is_err() {
-                    return;
-                }
-            }
-            Ok(None) => return,
+        let (ready, ended) = match input.read(&mut buffer) {
+            Ok(0) => (vec![line.end()], true),
+            Ok(read) => (line.split(&Bytes::copy_from_slice(&buffer[..read])), false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
                 tracing::error!(%error, "stdin cannot be read; it counts as ended");
                 return;
             }
+        };
+        let ready: Vec<Bytes> = ready.into_iter().filter(|line| !line.is_empty()).collect();
+        if !ready.is_empty() && lines.blocking_send(ready).is_err() || ended {
+            return;
         }
     }
 }
 
-/// One line without its end and without blanks around it; cut off one byte over the limit. `None` at the end of input.
-fn read_line(input: &mut impl BufRead, bytes_max: usize) -> io::Result<Option<Vec<u8>>> {
-    let mut line: Vec<u8> = Vec::new();
-    let mut begun = false;
-    let mut too_long = false;
-    loop {
-        let chunk = match input.fill_buf() {
-            Ok(chunk) => chunk,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        let at_end = chunk.is_empty();
-        if at_end && !begun {
-            return Ok(None);
-        }
-        begun = true;
-        let end = chunk.iter().position(|byte| *byte == b'\n');
-        let part = &chunk[..end.unwrap_or(chunk.len())];
-        let part = if line.is_empty() { part.trim_ascii_start() } else { part };
-        let (kept, over) = part.split_at(part.len().min((bytes_max + 1).saturating_sub(line.len())));
-        line.extend_from_slice(kept);
-        too_long |= !over.trim_ascii().is_empty();
-        let used = end.map_or(chunk.len(), |end| end + 1);
-        input.consume(used);
-        if at_end || end.is_some() {
-            if !too_long {
-                line.truncate(line.trim_ascii_end().len());
+/// A line of which the end was not read yet: without blanks before it, and cut off one byte over the limit.
+struct Line {
+    bytes_max: usize,
+    bytes: Vec<u8>,
+    too_long: bool,
+}
+
+impl Line {
+    /// The lines that end in a chunk; what is left of it begins the next one. A line that lies in the chunk as a whole is not
+    /// copied.
+    fn split(&mut self, chunk: &Bytes) -> Vec<Bytes> {
+        let mut lines = Vec::new();
+        let mut rest = &chunk[..];
+        while !rest.is_empty() {
+            let from = rest;
+            // Reading from memory cannot fail.
+            let length = rest.skip_until(b'\n').unwrap_or(from.len());
+            match from[..length].strip_suffix(b"\n") {
+                Some(whole) if self.bytes.is_empty() => {
+                    let line = whole.trim_ascii();
+                    lines.push(chunk.slice_ref(&line[..line.len().min(self.bytes_max + 1)]));
+                }
+                Some(last) => {
+                    self.extend(last);
+                    lines.push(self.end());
+                }
+                None => self.extend(from),
             }
-            return Ok(Some(line));
         }
+        lines
+    }
+
+    fn extend(&mut self, part: &[u8]) {
+        let part = if self.bytes.is_empty() { part.trim_ascii_start() } else { part };
+        let (kept, over) =
+            part.split_at(part.len().min((self.bytes_max + 1).saturating_sub(self.bytes.len())));
+        self.bytes.extend_from_slice(kept);
+        self.too_long |= !over.trim_ascii().is_empty();
+    }
+
+    /// The line, without blanks behind it; the next one begins.
+    fn end(&mut self) -> Bytes {
+        let mut line = std::mem::take(&mut self.bytes);
+        if !std::mem::take(&mut self.too_long) {
+            line.truncate(line.trim_ascii_end().len());
+        }
+        line.into()
     }
 }
 
 /// Hands lines to the worker, as many at once as the prefetch allows, until the input ends or is ended; then waits until all
 /// are settled. Returns how many of them died without an answer.
 async fn pump(
-    mut lines: mpsc::Receiver<Bytes>,
+    mut lines: mpsc::Receiver<Vec<Bytes>>,
     deliveries: mpsc::Sender<Delivery>,
     prefetch: usize,
     mut end: watch::Receiver<bool>,
 ) -> usize {
     let (settle, mut settlements) = mpsc::channel(prefetch);
+    let mut settled = Vec::with_capacity(prefetch);
     let mut deliveries = Some(deliveries);
+    let mut ready = Vec::new().into_iter();
     let mut ended = false;
     let mut unsettled = 0_usize;
     let mut died = 0_usize;
     let mut number = 0;
     while deliveries.is_some() || unsettled > 0 {
+        while let Some(sender) = deliveries.as_ref().filter(|_| unsettled < prefetch) {
+            let Some(body) = ready.next() else { break };
+            number += 1;
+            let delivery = Delivery {
+                body,
+                properties: Properties::default(),
+                redelivered: false,
+                returned: None,
+                given_up: None,
+                receipt: Receipt::new(number, settle.clone()),
+            };
+            unsettled += 1;
+            // There is room for all that may be unsettled: it fails only when the worker is gone.
+            if sender.try_send(delivery).is_err() {
+                deliveries = None;
+            }
+        }
         // Biased: settled invites make room before new ones come; an ended input goes before new ones.
         tokio::select! {
             biased;
-            Some((_, settlement)) = settlements.recv() => {
-                unsettled -= 1;
-                died += usize::from(settlement == Settlement::Requeue);
+            count = settlements.recv_many(&mut settled, prefetch), if unsettled > 0 => {
+                unsettled -= count;
+                died += settled.drain(..).filter(|(_, settlement)| *settlement == Settlement::Requeue).count();
             }
             _ = end.wait_for(|end| *end), if !ended => {
                 // What stands in the channel is still answered.
                 ended = true;
                 lines.close();
             }
-            line = lines.recv(), if deliveries.is_some() && unsettled < prefetch => match (line, &deliveries) {
-                (Some(body), Some(sender)) => {
-                    number += 1;
-                    let receipt = Receipt::new(number, settle.clone());
-                    let delivery = Delivery {
-                        body,
-                        properties: Properties::default(),
-                        redelivered: false,
-                        returned: None,
-                        given_up: None,
-                        receipt,
-                    };
-                    unsettled += 1;
-                    if sender.send(delivery).await.is_err() {
-                        deliveries = None;
-                    }
-                }
-                _ => deliveries = None,
+            more = lines.recv(), if deliveries.is_some() && ready.as_slice().is_empty() => match more {
+                Some(more) => ready = more.into_iter(),
+                None => deliveries = None,
             },
         }
     }
@@ -208,23 +236,40 @@ async fn write_results(mut postings: mpsc::Receiver<Posting>) -> io::Error {
 mod tests {
     use super::*;
 
-    fn lines(input: &str, bytes_max: usize) -> Vec<String> {
+    /// An input that gives so many bytes at once.
+    struct Slow<'a> {
+        input: &'a [u8],
+        at_once: usize,
+    }
+
+    impl Read for Slow<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let most = buffer.len().min(self.at_once);
+            self.input.read(&mut buffer[..most])
+        }
+    }
+
+    fn lines(input: &str, bytes_max: usize, at_once: usize) -> Vec<String> {
         let (sender, mut receiver) = mpsc::channel(100);
-        read_lines(io::BufReader::with_capacity(4, input.as_bytes()), bytes_max, &sender);
+        read_lines(Slow { input: input.as_bytes(), at_once }, bytes_max, &sender);
         drop(sender);
         let mut lines = Vec::new();
-        while let Ok(line) = receiver.try_recv() {
-            lines.push(String::from_utf8(line.to_vec()).unwrap());
+        while let Ok(more) = receiver.try_recv() {
+            lines.extend(more.into_iter().map(|line| String::from_utf8(line.to_vec()).unwrap()));
         }
         lines
     }
 
     #[test]
     fn lines_are_trimmed_blank_ones_left_out_and_long_ones_cut() {
-        assert_eq!(lines("{a}\n\n  \r\n{b}\r\n{c}", 100), ["{a}", "{b}", "{c}"]);
-        assert_eq!(lines("0123456789\nab\n", 4), ["01234", "ab"]);
-        assert_eq!(lines("ab          \n          cd\n", 4), ["ab", "cd"]);
-        assert_eq!(lines("ab          x\n   1234   \n", 4), ["ab   ", "1234"]);
-        assert_eq!(lines("", 4), Vec::<String>::new());
+        for at_once in [1, 2, 3, 4, 5, 8, 100] {
+            let lines = |input, bytes_max| lines(input, bytes_max, at_once);
+            assert_eq!(lines("{a}\n\n  \r\n{b}\r\n{c}", 100), ["{a}", "{b}", "{c}"]);
+            assert_eq!(lines("0123456789\nab\n", 4), ["01234", "ab"]);
+            assert_eq!(lines("ab          \n          cd\n", 4), ["ab", "cd"]);
+            assert_eq!(lines("ab          x\n   1234   \n", 4), ["ab   ", "1234"]);
+            assert_eq!(lines("a b\n12345\n1234 \n", 4), ["a b", "12345", "1234"]);
+            assert_eq!(lines("", 4), Vec::<String>::new());
+        }
     }
 }
