@@ -113,7 +113,7 @@ impl Template {
         headers.insert(APNS_PUSH_TYPE, HeaderValue::from_static("voip"));
         headers.insert(APNS_PRIORITY, HeaderValue::from_static("10"));
         headers.insert(APNS_EXPIRATION, sensitive(HeaderValue::from_static("0")));
-        // Each push has its own; its place is kept, so that a clone is filled and never grows.
+        // Each push has its own; its place is kept.
         headers.insert(APNS_ID, HeaderValue::from_static(""));
         headers
     }
@@ -143,12 +143,19 @@ impl Template {
         if !push.app.expiration_max.is_zero() {
             let now = Timestamp::from_unix_ms(clock.unix_ms());
             let expiration = expiration(&push.app, now, push.deadline_at);
-            headers.insert(APNS_EXPIRATION, sensitive(HeaderValue::from(expiration)));
+            fill(headers, &APNS_EXPIRATION, HeaderValue::from(expiration));
         }
         let mut text = Uuid::encode_buffer();
         let id = Uuid::from_bytes(*push.apns_id.as_bytes()).hyphenated().encode_lower(&mut text);
-        headers.insert(APNS_ID, sensitive(HeaderValue::from_str(id).map_err(http::Error::from)?));
+        fill(headers, &APNS_ID, HeaderValue::from_str(id).map_err(http::Error::from)?);
         Ok(request)
+    }
+}
+
+/// Puts a push's own value into its place. To insert it would make a full map grow, although nothing is added.
+fn fill(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) {
+    if let Some(place) = headers.get_mut(name) {
+        *place = sensitive(value);
     }
 }
 

@@ -125,6 +125,9 @@ impl<G> Worker<G> {
     }
 }
 
+/// Deliveries that are taken at once at most.
+const ARRIVALS: usize = 64;
+
 /// Handles deliveries until the flow ends or `stop` turns true; then gives back at once what was not started, whether it
 /// waits for its handler or its handler for a stream, and finishes what was. By then nothing new may come, or the broker
 /// could send the same again: whoever stops a worker cancels its consumers first.
@@ -138,6 +141,7 @@ pub async fn run<G: Gateway>(
 ) {
     let mut handlers = FuturesUnordered::new();
     let mut told = pin!(told(&stop));
+    let mut arrived = Vec::with_capacity(ARRIVALS);
     let mut given_back = 0;
     loop {
         // Biased: those that finish make room before new ones come; a stop goes before new work.
@@ -147,12 +151,14 @@ pub async fn run<G: Gateway>(
                 given_back += report(&worker, ended);
             }
             () = &mut told => break,
-            delivery = deliveries.recv() => match delivery {
-                Some(delivery) => {
+            count = deliveries.recv_many(&mut arrived, ARRIVALS) => {
+                if count == 0 {
+                    break;
+                }
+                for delivery in arrived.drain(..) {
                     handlers.push(AssertUnwindSafe(handle(&worker, delivery, &stop)).catch_unwind());
                 }
-                None => break,
-            },
+            }
         }
     }
     deliveries.close();
