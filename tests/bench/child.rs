@@ -1,11 +1,22 @@
 //! A process under measurement: started, watched, weighed through `/proc` while it still lives, and never left behind.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Failure;
+
+/// A run in which nothing moves for this long has failed.
+const STALL: Duration = Duration::from_secs(30);
+
+/// A process that nobody watches has failed when it takes this long.
+const LIFE_MAX: Duration = Duration::from_mins(15);
 
 /// Ticks a second in `/proc/<pid>/stat`: `USER_HZ`, 100 on every architecture that Linux serves us on (proc(5)).
 const TICKS_A_SECOND: u64 = 100;
@@ -78,19 +89,44 @@ impl Running {
     pub fn usage(&self) -> Result<Usage, Failure> {
         let pid = self.child.id();
         let gone = |error| format!("{} ended before it was weighed: {error}", self.name);
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(gone)?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(gone)?;
-        // The name in brackets may hold anything; behind it come fields 3 and up, of which 14 and 15 are the ticks.
-        let mut ticks = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
-        let mut next = || -> Result<Duration, Failure> {
-            let ticks: u64 = ticks.next().ok_or("/proc/<pid>/stat is short")?.parse()?;
-            Ok(Duration::from_millis(ticks * 1000 / TICKS_A_SECOND))
-        };
-        let (user, system) = (next()?, next()?);
+        let (_, user, system) = cpu(pid).map_err(|error| format!("{}: {error}", self.name))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
         let peak_kib = peak.ok_or_else(|| format!("{} has no VmHWM: it ended", self.name))?.parse()?;
         Ok(Usage { user, system, peak_kib })
+    }
+
+    /// Runs `talk` on a thread of its own, which counts along what was answered. Where that count stands still for too long
+    /// the process is killed, because its end is what `talk` may wait for.
+    pub fn unless_stalled<T: Send>(
+        &mut self,
+        talk: impl FnOnce(&AtomicU64) -> Result<T, Failure> + Send,
+    ) -> Result<T, Failure> {
+        let progress = AtomicU64::new(0);
+        thread::scope(|scope| {
+            let (done, ended) = sync_channel(1);
+            let progress = &progress;
+            scope.spawn(move || {
+                // The other end waits for it, or has given the run up.
+                let _ = done.send(talk(progress));
+            });
+            let mut seen = 0;
+            loop {
+                match ended.recv_timeout(STALL) {
+                    Ok(result) => return result,
+                    Err(RecvTimeoutError::Disconnected) => return Err("the other thread panicked".into()),
+                    Err(RecvTimeoutError::Timeout) => {
+                        let now = progress.load(Ordering::Relaxed);
+                        if now == seen {
+                            self.kill();
+                            return Err(format!("it stands still after {now} answers; it was killed").into());
+                        }
+                        seen = now;
+                    }
+                }
+            }
+        })
     }
 
     /// Waits for its end, which its closed stdin brings about; any exit code but 0 is a failure.
@@ -122,9 +158,73 @@ impl Drop for Running {
     }
 }
 
+/// A process that was weighed over its whole life.
+pub struct Ended {
+    /// What it wrote to stdout, where that is a pipe.
+    pub said: String,
+    /// From its start to its end.
+    pub elapsed: Duration,
+    /// CPU; its memory is gone with it.
+    pub usage: Usage,
+}
+
+/// Runs a command to its end, which must be a good one, and weighs it then: a process that ended keeps its CPU account
+/// until somebody waits for it.
+pub fn run_whole(name: &'static str, command: &mut Command) -> Result<Ended, Failure> {
+    let started = Instant::now();
+    let mut running = Running::spawn(name, command.stderr(Stdio::piped()))?;
+    let said = running.child.stdout.take().map(collect);
+    let complaints =
+        running.child.stderr.take().map(collect).ok_or("its stderr is a pipe, but it is gone")?;
+    // Whoever ends closes both.
+    let late = |_| format!("{name} does not end, or leaves something behind that does not");
+    let complaints = complaints.recv_timeout(LIFE_MAX).map_err(late)?;
+    let said = said.map(|said| said.recv_timeout(STALL).map_err(late)).transpose()?.unwrap_or_default();
+    let elapsed = started.elapsed();
+    let (user, system) = loop {
+        let (state, user, system) = cpu(running.child.id())?;
+        if state == 'Z' {
+            break (user, system);
+        }
+        if started.elapsed() > LIFE_MAX {
+            return Err(format!("{name} closed its stderr and does not end").into());
+        }
+        thread::park_timeout(Duration::from_millis(1));
+    };
+    running.finish().map_err(|error| format!("{error}: {}", complaints.trim()))?;
+    Ok(Ended { said, elapsed, usage: Usage { user, system, peak_kib: 0 } })
+}
+
+/// Reads to the end, on a thread of its own.
+fn collect(mut from: impl Read + Send + 'static) -> Receiver<String> {
+    let (done, ended) = sync_channel(1);
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What came before a failure is told; the process itself says by its status how it went.
+        let _ = from.read_to_end(&mut bytes);
+        let _ = done.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    ended
+}
+
+/// State, user and system time of a process: of all its threads, those that ended included.
+fn cpu(pid: u32) -> Result<(char, Duration, Duration), Failure> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+        .map_err(|error| format!("it ended before it was weighed: {error}"))?;
+    // The name in brackets may hold anything; behind it come fields 3 and up, of which 14 and 15 are the ticks.
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let state = fields.next().and_then(|state| state.chars().next()).ok_or("/proc/<pid>/stat is short")?;
+    let mut ticks = fields.skip(10);
+    let mut next = || -> Result<Duration, Failure> {
+        let ticks: u64 = ticks.next().ok_or("/proc/<pid>/stat is short")?.parse()?;
+        Ok(Duration::from_millis(ticks * 1000 / TICKS_A_SECOND))
+    };
+    Ok((state, next()?, next()?))
+}
+
 /// What a server says later goes to our stderr; a full pipe must not stop it.
 fn pass_on(stderr: BufReader<ChildStderr>) {
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         for line in stderr.lines().map_while(Result::ok) {
             eprintln!("{line}");
         }

@@ -12,6 +12,8 @@ mod child;
 mod place;
 mod reference;
 mod report;
+mod summary;
+#[allow(dead_code, reason = "another benchmark uses more of it")]
 mod traffic;
 
 use std::error::Error;
@@ -19,7 +21,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout, Command, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
@@ -43,7 +45,7 @@ const PREFETCH: u64 = 500;
 /// How much more memory many invites may take than few.
 const GROWTH_MAX: f64 = 1.5;
 
-/// A run in which nothing moves for this long has failed.
+/// A process that does not end so long after its stdin did has failed.
 const STALL: Duration = Duration::from_secs(30);
 
 /// Pushes invites through `ringcast pipe` to `apns-simulator` on 127.0.0.1; measures memory, rate and CPU a push beside a
@@ -123,7 +125,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     }
     report::ratios(&pairs);
     let peak = pairs.iter().map(|(pipe, _)| pipe.usage.peak_kib).max().unwrap_or_default();
-    let growth = report::memory(&short, invites, peak);
+    let growth = report::memory(&short, invites, peak, GROWTH_MAX);
     if growth > GROWTH_MAX {
         return Err(format!("memory grows with the invites: {growth:.2} times, at most {GROWTH_MAX}").into());
     }
@@ -220,33 +222,12 @@ impl Bed {
         let started = Instant::now();
         let mut running = Running::start(name, command)?;
         let (stdin, stdout) = running.pipes()?;
-        let progress = AtomicU64::new(0);
-        let (answered, elapsed) = thread::scope(|scope| {
-            let (done, ended) = sync_channel(1);
-            let progress = &progress;
-            scope.spawn(move || {
-                let answered = talk(stdin, stdout, progress);
-                // The other end waits for it, or has given the run up.
-                let _ = done.send(answered.map(|answered| (answered, started.elapsed())));
-            });
-            let mut seen = 0;
-            loop {
-                match ended.recv_timeout(STALL) {
-                    Ok(result) => return result,
-                    Err(RecvTimeoutError::Disconnected) => return Err("the other thread panicked".into()),
-                    Err(RecvTimeoutError::Timeout) => {
-                        let now = progress.load(Ordering::Relaxed);
-                        if now == seen {
-                            // Its end is what the other thread waits for.
-                            running.kill();
-                            return Err(format!("it stands still at {now} of {count}; it was killed").into());
-                        }
-                        seen = now;
-                    }
-                }
-            }
-        })
-        .map_err(|error| format!("{name}: {error}"))?;
+        let (answered, elapsed) = running
+            .unless_stalled(|progress| {
+                let answered = talk(stdin, stdout, progress)?;
+                Ok((answered, started.elapsed()))
+            })
+            .map_err(|error| format!("{name}: {error}"))?;
         let usage = running.usage()?;
         let simulator = self.simulator.usage()?.since(&before);
         let Answered { attempts, stdin, stdout } = answered;

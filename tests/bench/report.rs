@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::child::Usage;
+use super::summary;
 
 /// One run.
 pub struct Row {
@@ -73,20 +74,18 @@ pub fn ratios(pairs: &[(Row, Row)]) {
 }
 
 fn ratio(name: &str, pairs: &[(Row, Row)], of: impl Fn(&Row) -> f64) {
-    let mut ratios: Vec<f64> = pairs.iter().map(|(pipe, reference)| of(pipe) / of(reference)).collect();
-    let rounds: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
-    ratios.sort_by(f64::total_cmp);
-    println!("{name}: median {:.2} (rounds: {})", ratios[ratios.len() / 2], rounds.join(" "));
+    let ratios: Vec<f64> = pairs.iter().map(|(pipe, reference)| of(pipe) / of(reference)).collect();
+    summary::rounds(name, &ratios, "");
 }
 
 /// The peak with many invites against the one with few; how many times more comes back.
-pub fn memory(few: &Row, invites: u64, peak_kib: u64) -> f64 {
+pub fn memory(few: &Row, invites: u64, peak_kib: u64, most: f64) -> f64 {
     let growth = float(peak_kib) / float(few.usage.peak_kib.max(1));
-    println!(
-        "memory: {:.1} MiB with {invites} invites, {:.1} MiB with {}: {growth:.2} times",
-        mib(peak_kib),
-        mib(few.usage.peak_kib),
-        few.count
+    let figure = format!("{growth:.2} ({:.1} / {:.1} MiB)", mib(peak_kib), mib(few.usage.peak_kib));
+    summary::line(
+        &format!("memory, {invites} invites / {}", few.count),
+        &figure,
+        &format!("at most {most:.2}"),
     );
     growth
 }

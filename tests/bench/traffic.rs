@@ -120,6 +120,15 @@ pub fn read_outcomes(
     Ok(attempts)
 }
 
+/// The number of the push that an outcome is about, and nothing else of it.
+pub fn number_of(line: &[u8]) -> Result<u64, Failure> {
+    const NAME: &str = r#""call_id":""#;
+    let line = std::str::from_utf8(line)?;
+    let start = line.find(NAME).ok_or("an outcome without a call id")? + NAME.len();
+    let call_id = line.get(start..start + 36).ok_or("an outcome with a short call id")?;
+    Ok(u64::from_str_radix(call_id.rsplit('-').next().unwrap_or_default(), 16)?)
+}
+
 fn judge(line: &[u8], run: u32, seen: &mut [bool]) -> Result<u64, Failure> {
     let outcome: Outcome<'_> = serde_json::from_slice(line)?;
     let number = outcome.call_id.rsplit('-').next().unwrap_or_default();
