@@ -16,7 +16,7 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
     BasicRejectOptions,
 };
-use lapin::{Acker, Channel, Consumer};
+use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -142,11 +142,11 @@ struct Serving {
     /// `None` once draining.
     deliveries: Option<mpsc::Sender<Delivery>>,
     reporter: mpsc::Sender<(u64, Settlement)>,
-    unsettled: Unsettled<Acker>,
+    unsettled: Unsettled,
     /// Consumed and not handed on yet, oldest first.
     waiting: VecDeque<Message>,
     /// Taken out of `unsettled`, to be told to the broker next.
-    refusals: Vec<(Acker, Settlement)>,
+    refusals: Vec<(u64, Settlement)>,
     /// When each of the last settlements was told, [`UNDER_WAY_MAX`] at most.
     told_at: VecDeque<Instant>,
     gauge: Gauge,
@@ -156,8 +156,8 @@ impl Serving {
     fn take(&mut self, item: Option<lapin::Result<Message>>) -> Result<(), Error> {
         match item {
             Some(Ok(message)) => {
-                let (tag, acker) = (message.delivery_tag, message.acker.clone());
-                self.unsettled.deliver(tag, acker).map_err(|_| {
+                let tag = message.delivery_tag;
+                self.unsettled.deliver(tag).map_err(|_| {
                     Error::Lost(format!("queue {} delivered under a tag out of order: {tag}", self.queue))
                 })?;
                 self.waiting.push_back(message);
@@ -273,16 +273,15 @@ impl Serving {
         for (tag, settlement) in reports.drain(..) {
             self.refusals.extend(self.unsettled.report(tag, settlement, now));
         }
-        let overdue = self.unsettled.take_overdue(now).into_iter().map(|acker| (acker, Settlement::Ack));
+        let overdue = self.unsettled.take_overdue(now).into_iter().map(|tag| (tag, Settlement::Ack));
         let singly: Vec<_> = self.refusals.drain(..).chain(overdue).collect();
         if !singly.is_empty() {
-            self.told(try_join_all(singly.iter().map(|(acker, settlement)| tell(acker, *settlement))))
-                .await?;
+            let telling = singly.iter().map(|(tag, settlement)| tell(&self.channel, *tag, *settlement));
+            self.told(try_join_all(telling)).await?;
             self.note_told(singly.len());
         }
-        if let Some(acker) = self.unsettled.take_prefix() {
-            let prefix = acker.ack(BasicAckOptions { multiple: true });
-            self.told(async { prefix.await.map(|told| vec![told]) }).await?;
+        if let Some(tag) = self.unsettled.take_prefix() {
+            self.told(self.channel.basic_ack(tag, BasicAckOptions { multiple: true })).await?;
             self.note_told(1);
         }
         self.gauge.show(self.unsettled.open());
@@ -305,15 +304,9 @@ impl Serving {
         }
     }
 
-    async fn told(&self, telling: impl Future<Output = lapin::Result<Vec<bool>>>) -> Result<(), Error> {
-        let told = ask(&format!("settling deliveries of queue {}", self.queue), telling)
-            .await
-            .map_err(Error::Lost)?;
-        // The library's word for "not told: the channel is gone".
-        if told.contains(&false) {
-            return Err(Error::Lost(format!("the channel of queue {} is closed", self.queue)));
-        }
-        Ok(())
+    async fn told<T>(&self, telling: impl Future<Output = lapin::Result<T>>) -> Result<(), Error> {
+        let told = ask(&format!("settling deliveries of queue {}", self.queue), telling).await;
+        told.map(drop).map_err(Error::Lost)
     }
 }
 
@@ -338,12 +331,15 @@ async fn room(deliveries: Option<&mpsc::Sender<Delivery>>) -> Option<Room> {
     }
 }
 
-async fn tell(acker: &Acker, settlement: Settlement) -> lapin::Result<bool> {
+/// By the channel itself: the library's acker of a delivery does the same by a task of its own for each.
+async fn tell(channel: &Channel, tag: u64, settlement: Settlement) -> lapin::Result<()> {
     match settlement {
-        Settlement::Ack => acker.ack(BasicAckOptions::default()).await,
-        Settlement::Reject => acker.reject(BasicRejectOptions { requeue: false }).await,
-        Settlement::Requeue => acker.reject(BasicRejectOptions { requeue: true }).await,
-        Settlement::GiveBack => acker.nack(BasicNackOptions { multiple: false, requeue: true }).await,
+        Settlement::Ack => channel.basic_ack(tag, BasicAckOptions::default()).await,
+        Settlement::Reject => channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await,
+        Settlement::Requeue => channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await,
+        Settlement::GiveBack => {
+            channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
+        }
     }
 }
 

@@ -15,21 +15,21 @@ use crate::worker::mailbox::Settlement;
 /// How long an ack waits for those before it. Longer than most invites differ in their time, far shorter than a deadline.
 pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 
-/// The unsettled deliveries of one channel, oldest first. `A` is what settles one (the client library's acker).
+/// The unsettled deliveries of one channel, oldest first, by their tags.
 #[derive(Debug)]
-pub(super) struct Unsettled<A> {
+pub(super) struct Unsettled {
     /// The tag of the front slot. Tags of one channel are 1, 2, 3 … without a gap (AMQP 0-9-1, `delivery-tag`).
     first: u64,
-    slots: VecDeque<Slot<A>>,
+    slots: VecDeque<Slot>,
     open: usize,
 }
 
 #[derive(Debug)]
-enum Slot<A> {
+enum Slot {
     /// In the worker's hands.
-    Waiting(A),
+    Waiting,
     /// To be acked, known since then.
-    Done(A, Instant),
+    Done(Instant),
     /// Taken out, to be told to the broker singly before any `multiple` ack over it.
     Taken,
 }
@@ -38,7 +38,7 @@ enum Slot<A> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OutOfOrder;
 
-impl<A> Unsettled<A> {
+impl Unsettled {
     /// Nothing is unsettled.
     pub(super) fn new() -> Self {
         Self { first: 1, slots: VecDeque::new(), open: 0 }
@@ -60,11 +60,11 @@ impl<A> Unsettled<A> {
     }
 
     /// A delivery came.
-    pub(super) fn deliver(&mut self, tag: u64, acker: A) -> Result<(), OutOfOrder> {
+    pub(super) fn deliver(&mut self, tag: u64) -> Result<(), OutOfOrder> {
         if tag != self.last() + 1 {
             return Err(OutOfOrder);
         }
-        self.slots.push_back(Slot::Waiting(acker));
+        self.slots.push_back(Slot::Waiting);
         self.open += 1;
         Ok(())
     }
@@ -76,40 +76,26 @@ impl<A> Unsettled<A> {
         tag: u64,
         settlement: Settlement,
         now: Instant,
-    ) -> Option<(A, Settlement)> {
+    ) -> Option<(u64, Settlement)> {
         let index = usize::try_from(tag.checked_sub(self.first)?).ok()?;
-        let slot = self.slots.get_mut(index)?;
-        match std::mem::replace(slot, Slot::Taken) {
-            Slot::Waiting(acker) if settlement == Settlement::Ack => {
-                *slot = Slot::Done(acker, now);
-                None
-            }
-            Slot::Waiting(acker) => {
-                self.open -= 1;
-                Some((acker, settlement))
-            }
-            other => {
-                *slot = other;
-                None
-            }
+        let slot = self.slots.get_mut(index).filter(|slot| matches!(slot, Slot::Waiting))?;
+        if settlement == Settlement::Ack {
+            *slot = Slot::Done(now);
+            return None;
         }
+        *slot = Slot::Taken;
+        self.open -= 1;
+        Some((tag, settlement))
     }
 
-    /// Takes out the prefix in which nothing is in the worker's hands: an ack of the returned one, with `multiple`, settles
+    /// Takes out the prefix in which nothing is in the worker's hands: an ack of the returned tag, with `multiple`, settles
     /// all of it, once everything taken out before was told.
-    pub(super) fn take_prefix(&mut self) -> Option<A> {
+    pub(super) fn take_prefix(&mut self) -> Option<u64> {
         let mut last = None;
-        while let Some(slot) = self.slots.pop_front() {
-            match slot {
-                Slot::Waiting(_) => {
-                    self.slots.push_front(slot);
-                    break;
-                }
-                Slot::Done(acker, _) => {
-                    self.open -= 1;
-                    last = Some(acker);
-                }
-                Slot::Taken => {}
+        while let Some(slot) = self.slots.pop_front_if(|slot| !matches!(slot, Slot::Waiting)) {
+            if matches!(slot, Slot::Done(_)) {
+                self.open -= 1;
+                last = Some(self.first);
             }
             self.first += 1;
         }
@@ -117,14 +103,14 @@ impl<A> Unsettled<A> {
     }
 
     /// Takes out the acks that waited long enough behind one in the worker's hands, each to be sent singly.
-    pub(super) fn take_overdue(&mut self, now: Instant) -> Vec<A> {
-        let prefix = self.slots.iter().take_while(|slot| !matches!(slot, Slot::Waiting(_))).count();
+    pub(super) fn take_overdue(&mut self, now: Instant) -> Vec<u64> {
         let mut overdue = Vec::new();
-        for slot in self.slots.iter_mut().skip(prefix) {
-            if matches!(slot, Slot::Done(_, since) if *since + PATIENCE <= now)
-                && let Slot::Done(acker, _) = std::mem::replace(slot, Slot::Taken)
-            {
-                overdue.push(acker);
+        let behind =
+            (self.first..).zip(&mut self.slots).skip_while(|(_, slot)| !matches!(slot, Slot::Waiting));
+        for (tag, slot) in behind {
+            if matches!(slot, Slot::Done(since) if *since + PATIENCE <= now) {
+                *slot = Slot::Taken;
+                overdue.push(tag);
             }
         }
         self.open -= overdue.len();
@@ -134,7 +120,7 @@ impl<A> Unsettled<A> {
     /// When the next ack will have waited long enough; `None` while none waits.
     pub(super) fn next_overdue(&self) -> Option<Instant> {
         let waiting = self.slots.iter().filter_map(|slot| match slot {
-            Slot::Done(_, since) => Some(*since + PATIENCE),
+            Slot::Done(since) => Some(*since + PATIENCE),
             _ => None,
         });
         waiting.min()
@@ -178,7 +164,7 @@ mod tests {
 
     /// One round of the settler.
     fn settle(
-        unsettled: &mut Unsettled<u64>,
+        unsettled: &mut Unsettled,
         broker: &mut Broker,
         refusals: &mut Vec<(u64, Settlement)>,
         now: Instant,
@@ -224,7 +210,7 @@ mod tests {
             for event in events.into_iter().chain(end) {
                 match event {
                     Event::Deliver => {
-                        unsettled.deliver(next, next).unwrap();
+                        unsettled.deliver(next).unwrap();
                         broker.outstanding.insert(next);
                         in_hand.push(next);
                         next += 1;
@@ -258,7 +244,7 @@ mod tests {
     fn a_slow_one_at_the_front_holds_the_others_back_for_a_moment_only() {
         let (mut unsettled, now) = (Unsettled::new(), Instant::now());
         for tag in 1..=4 {
-            unsettled.deliver(tag, tag).unwrap();
+            unsettled.deliver(tag).unwrap();
         }
         for tag in [2, 4] {
             assert!(unsettled.report(tag, Settlement::Ack, now).is_none());
@@ -276,9 +262,9 @@ mod tests {
     #[test]
     fn a_tag_out_of_order_is_noticed() {
         let mut unsettled = Unsettled::new();
-        assert_eq!(unsettled.deliver(2, ()), Err(OutOfOrder));
-        assert_eq!(unsettled.deliver(1, ()), Ok(()));
-        assert_eq!(unsettled.deliver(1, ()), Err(OutOfOrder));
+        assert_eq!(unsettled.deliver(2), Err(OutOfOrder));
+        assert_eq!(unsettled.deliver(1), Ok(()));
+        assert_eq!(unsettled.deliver(1), Err(OutOfOrder));
         assert!(unsettled.report(9, Settlement::Ack, Instant::now()).is_none());
     }
 }
