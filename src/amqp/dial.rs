@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use super::describe::{describe, reply_code};
 use super::host::{Host, Turn, Turns, race};
 use super::limit::{GOODBYE, ask, is_answer};
-use super::socket::{Carrier, KillSwitch, Kit, Socket};
+use super::socket::{Carrier, Held, KillSwitch, Kit, Socket};
 use super::uri::Endpoint;
 use super::{Error, Settings, tls};
 
@@ -248,7 +248,6 @@ impl Place<'_> {
 /// One open connection. Dropped, its socket is dead and the client library's thread ends.
 pub struct Link {
     connection: Connection,
-    #[expect(dead_code, reason = "its drop is what counts")]
     fuse: Fuse,
     endpoint: String,
     #[expect(dead_code, reason = "their drop is what counts: the next connection begins elsewhere")]
@@ -264,6 +263,11 @@ impl Link {
     /// The connection itself.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// Holds back what is written until the guard is dropped: what is handed over meanwhile is written together.
+    pub(super) fn hold(&self) -> Held<'_> {
+        self.fuse.0.hold()
     }
 
     /// A new channel.

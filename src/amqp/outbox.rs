@@ -10,16 +10,18 @@
 //! the connection lives: deliveries stay with us, and other batches go on. Copies, for `reply_to` and for onlookers, are a
 //! destination without confirms. They are left out where the broker does not take them as fast as they come.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, MaybeDone, maybe_done};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
+use lapin::types::ShortString;
+use lapin::{Channel, Confirmation, PublisherConfirm};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -28,6 +30,7 @@ use super::describe::describe;
 use super::dial::Link;
 use super::fate::{Answer, Returned, fates};
 use super::limit::{ANSWER, patiently};
+use super::properties;
 use super::supervisor::{Phase, phase_of};
 use super::topology::LIVE;
 use crate::metrics::Metrics;
@@ -60,11 +63,9 @@ pub(super) struct Outbox<'a> {
 }
 
 /// Where a posting goes: the first word of a result's routing key; `None`: it is a copy.
-type Destination = Option<String>;
-
-fn destination(posting: &Posting) -> Destination {
+fn destination(posting: &Posting) -> Option<&str> {
     match &posting.publication.route {
-        Route::Results(key) => Some(key.split('.').next().unwrap_or_default().to_owned()),
+        Route::Results(key) => Some(key.split('.').next().unwrap_or_default()),
         Route::Reply(_) | Route::Live(_) => None,
     }
 }
@@ -75,14 +76,24 @@ struct Lane {
 }
 
 /// The lanes to one destination, and what waits for one. No more can wait than the worker has unsettled.
-#[derive(Default)]
 struct Road {
+    /// As [`destination`] has it.
+    destination: Option<String>,
     waiting: VecDeque<Posting>,
     idle: Vec<Lane>,
     lanes: usize,
 }
 
 impl Road {
+    fn to(destination: Option<&str>) -> Self {
+        let destination = destination.map(str::to_owned);
+        Self { destination, waiting: VecDeque::new(), idle: Vec::new(), lanes: 0 }
+    }
+
+    fn carries_results(&self) -> bool {
+        self.destination.is_some()
+    }
+
     /// The next batch and its lane, which is to be opened where there is none yet.
     fn next(&mut self) -> Option<(Option<Lane>, Vec<Posting>)> {
         if self.waiting.is_empty() {
@@ -107,7 +118,8 @@ impl Outbox<'_> {
         postings: &mut mpsc::Receiver<Posting>,
         mut phase: watch::Receiver<Phase>,
     ) -> Result<(), Error> {
-        let mut roads: BTreeMap<Destination, Road> = BTreeMap::new();
+        // Few: one for each queue of results, and that of the copies.
+        let mut roads: Vec<Road> = Vec::new();
         let mut busy = FuturesUnordered::new();
         let mut taken = Vec::with_capacity(BATCH);
         let (mut closing, mut exhausted) = (false, false);
@@ -116,9 +128,10 @@ impl Outbox<'_> {
                 closing = true;
                 postings.close();
             }
-            for (destination, road) in &mut roads {
+            for (place, road) in roads.iter_mut().enumerate() {
                 while let Some((lane, batch)) = road.next() {
-                    busy.push(self.carry(destination.clone(), lane, batch));
+                    let confirms = road.carries_results();
+                    busy.push(self.carry(confirms, lane, batch).map_ok(move |lane| (place, lane)));
                 }
             }
             if exhausted && busy.is_empty() && closing {
@@ -127,15 +140,20 @@ impl Outbox<'_> {
             tokio::select! {
                 biased;
                 Some(carried) = busy.next(), if !busy.is_empty() => {
-                    let (destination, lane) = carried?;
-                    roads.entry(destination).or_default().idle.push(lane);
+                    let (place, lane) = carried?;
+                    roads[place].idle.push(lane);
                 }
                 count = postings.recv_many(&mut taken, BATCH), if !exhausted => {
                     exhausted = count == 0;
                     for posting in taken.drain(..) {
                         let destination = destination(&posting);
-                        let road = roads.entry(destination.clone()).or_default();
-                        if destination.is_none() && road.waiting.len() >= BATCH {
+                        let known = roads.iter().position(|road| road.destination.as_deref() == destination);
+                        let place = known.unwrap_or_else(|| {
+                            roads.push(Road::to(destination));
+                            roads.len() - 1
+                        });
+                        let road = &mut roads[place];
+                        if !road.carries_results() && road.waiting.len() >= BATCH {
                             // A copy that finds no room is left out.
                             settle(&self.metrics, posting, Ok(()));
                         } else {
@@ -149,25 +167,14 @@ impl Outbox<'_> {
     }
 
     /// Publishes one batch and answers it; gives the lane back.
-    async fn carry(
-        &self,
-        destination: Destination,
-        lane: Option<Lane>,
-        batch: Vec<Posting>,
-    ) -> Result<(Destination, Lane), Error> {
+    async fn carry(&self, confirms: bool, lane: Option<Lane>, batch: Vec<Posting>) -> Result<Lane, Error> {
         // From here on, dropped, they are answered.
         let batch = Batch { postings: batch, metrics: &self.metrics };
-        let confirms = destination.is_some();
         let lane = match lane {
             Some(lane) => lane,
             None => self.open(confirms).await?,
         };
-        let lane = if confirms {
-            self.carry_results(lane, batch).await?
-        } else {
-            self.carry_copies(lane, batch).await?
-        };
-        Ok((destination, lane))
+        if confirms { self.carry_results(lane, batch).await } else { self.carry_copies(lane, batch).await }
     }
 
     async fn carry_results(&self, lane: Lane, mut results: Batch<'_>) -> Result<Lane, Error> {
@@ -197,42 +204,69 @@ impl Outbox<'_> {
         self.replace(lane, true).await
     }
 
-    /// Writes a batch. Gives the confirms of what was written and, where not all of it could be, why.
-    async fn publish(&self, lane: &Lane, batch: &Batch<'_>) -> (Vec<PublisherConfirm>, Option<String>) {
-        let mut confirms = Vec::with_capacity(batch.postings.len());
-        let writing = async {
-            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-            for posting in &batch.postings {
-                let publication = &posting.publication;
-                let key = ShortString::try_new(routing_key(publication)).unwrap_or_default();
-                let properties = self.properties(publication, PERSISTENT);
-                confirms.push(
-                    lane.channel
-                        .basic_publish(self.exchange.clone(), key, options, &publication.body, properties)
-                        .await?,
-                );
-            }
-            Ok(())
+    /// Hands publications over to the library, in order and all before one is waited for; what does not fit is left out. They
+    /// then share a write, and a wake-up of the library's thread and of this one.
+    fn hand_over<'a>(&'a self, lane: &'a Lane, postings: &'a [Posting]) -> Vec<Handed<'a>> {
+        let now = (self.unix_seconds)();
+        let _held = self.link.hold();
+        let publish = |posting: &'a Posting| {
+            let publication = &posting.publication;
+            let key = ShortString::try_new(routing_key(publication)).ok()?;
+            let (exchange, delivery_mode, mandatory) = match publication.route {
+                Route::Results(_) => (self.exchange.clone(), PERSISTENT, true),
+                Route::Reply(_) => (ShortString::default(), TRANSIENT, false),
+                Route::Live(_) => (LIVE.into(), TRANSIENT, false),
+            };
+            let properties = properties::write(publication, delivery_mode, now);
+            let options = BasicPublishOptions { mandatory, ..Default::default() };
+            let publish = lane.channel.basic_publish(exchange, key, options, &publication.body, properties);
+            let mut publish = maybe_done(publish.boxed());
+            // Looked at for the first time, it hands its frames over.
+            let _ = (&mut publish).now_or_never();
+            Some(publish)
         };
-        let unwritten = self.within("publishing", writing).await.err();
+        postings.iter().filter_map(publish).collect()
+    }
+
+    /// Writes a batch. Gives the confirms of what was written, each with its place and, where not all of it could be, why.
+    async fn publish(
+        &self,
+        lane: &Lane,
+        batch: &Batch<'_>,
+    ) -> (Vec<(usize, PublisherConfirm)>, Option<String>) {
+        let mut handed = self.hand_over(lane, &batch.postings);
+        let mut unwritten = self.within("publishing", written(&mut handed)).await.err();
+        let mut confirms = Vec::with_capacity(handed.len());
+        for (place, publish) in handed.iter_mut().enumerate() {
+            match Pin::new(publish).take_output() {
+                Some(Ok(confirm)) => confirms.push((place, confirm)),
+                Some(Err(error)) => {
+                    unwritten.get_or_insert_with(|| format!("publishing failed: {}", describe(&error)));
+                }
+                None => {}
+            }
+        }
         (confirms, unwritten)
     }
 
     /// Waits for the confirms of a batch of `count`, within the limit.
-    async fn hear(&self, confirms: Vec<PublisherConfirm>, count: usize) -> Said {
+    async fn hear(&self, mut confirms: Vec<(usize, PublisherConfirm)>, count: usize) -> Said {
         let mut said = Said { answers: vec![Answer::Missing; count], returned: Vec::new(), failure: None };
-        let mut waiting: FuturesUnordered<_> = confirms
-            .into_iter()
-            .enumerate()
-            .map(|(place, confirm)| async move { (place, confirm.await) })
-            .collect();
+        // The last one first: most of the others have come then, and wake nobody.
         let hearing = async {
-            while let Some((place, confirmation)) = waiting.next().await {
-                said.note(place, confirmation);
+            while let Some((place, confirm)) = confirms.last_mut() {
+                said.note(*place, confirm.await);
+                confirms.pop();
             }
             Ok(())
         };
         if let Err(overdue) = self.within("awaiting confirms", hearing).await {
+            // Others may have come while that one was waited for.
+            for (place, confirm) in confirms {
+                if let Some(confirmation) = confirm.now_or_never() {
+                    said.note(place, confirmation);
+                }
+            }
             said.failure = Some(overdue);
         }
         said
@@ -265,22 +299,12 @@ impl Outbox<'_> {
 
     /// Copies are answered once written; what the broker does with them is nobody's concern.
     async fn carry_copies(&self, lane: Lane, mut copies: Batch<'_>) -> Result<Lane, Error> {
+        let mut handed = self.hand_over(&lane, &copies.postings);
+        // An error closes the channel, which is seen below.
+        let written = self.within("publishing copies", written(&mut handed)).await;
+        drop(handed);
+        written.map_err(Error::Lost)?;
         for posting in copies.postings.drain(..) {
-            let publication = &posting.publication;
-            let exchange = if matches!(publication.route, Route::Live(_)) { LIVE } else { "" };
-            let written = async {
-                if let Ok(key) = ShortString::try_new(routing_key(publication)) {
-                    let properties = self.properties(publication, TRANSIENT);
-                    let options = BasicPublishOptions::default();
-                    // An error closes the channel, which is seen below.
-                    let _ = lane
-                        .channel
-                        .basic_publish(exchange.into(), key, options, &publication.body, properties)
-                        .await;
-                }
-                Ok(())
-            };
-            self.within("publishing a copy", written).await.map_err(Error::Lost)?;
             settle(&self.metrics, posting, Ok(()));
         }
         if lane.channel.status().connected() {
@@ -310,29 +334,18 @@ impl Outbox<'_> {
             Err(_) => Err(format!("{doing} failed: no answer from the broker within {} s", ANSWER.as_secs())),
         }
     }
+}
 
-    fn properties(&self, publication: &Publication, delivery_mode: u8) -> BasicProperties {
-        let mut properties = BasicProperties::default()
-            .with_delivery_mode(delivery_mode)
-            .with_content_type("application/json".into())
-            .with_type(publication.kind.into())
-            .with_app_id("ringcast".into())
-            .with_timestamp((self.unix_seconds)());
-        if let Ok(id) = ShortString::try_new(publication.message_id.as_str()) {
-            properties = properties.with_message_id(id);
-        }
-        if let Some(Ok(id)) = publication.correlation_id.as_deref().map(ShortString::try_new) {
-            properties = properties.with_correlation_id(id);
-        }
-        let trace = [("traceparent", &publication.traceparent), ("tracestate", &publication.tracestate)];
-        let mut headers = FieldTable::default();
-        for (name, value) in trace {
-            if let Some(value) = value {
-                headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
-            }
-        }
-        if headers.inner().is_empty() { properties } else { properties.with_headers(headers) }
+/// A publication that was handed over: done when it is written.
+type Handed<'a> = MaybeDone<BoxFuture<'a, lapin::Result<PublisherConfirm>>>;
+
+/// Returns when all of a batch are written, or will not be. The last one is waited for first: the others are written then, and
+/// wake nobody.
+async fn written(handed: &mut [Handed<'_>]) -> lapin::Result<()> {
+    for publish in handed.iter_mut().rev() {
+        publish.await;
     }
+    Ok(())
 }
 
 /// Bytes of a short string (AMQP 0-9-1, 4.2.5.3).
@@ -386,6 +399,9 @@ impl Said {
     }
 }
 
+/// The fate of a publication that the broker has, as the metrics call it.
+const CONFIRMED: &str = "confirmed";
+
 /// Publications on their way. Dropped unanswered (the session is lost) they are answered [`PublishError::Lost`].
 struct Batch<'a> {
     postings: Vec<Posting>,
@@ -401,8 +417,18 @@ impl Batch<'_> {
             .map(|posting| (posting.publication.message_id.as_str(), routing_key(&posting.publication)))
             .collect();
         let fates = fates(&published, &said.answers, &said.returned, unanswered);
+        let mut confirmed = 0;
         for (posting, fate) in self.postings.drain(..).zip(fates) {
-            settle(self.metrics, posting, fate);
+            if fate.is_ok() {
+                confirmed += 1;
+                // The one who asked may have given up.
+                let _ = posting.answer.send(fate);
+            } else {
+                settle(self.metrics, posting, fate);
+            }
+        }
+        if confirmed > 0 {
+            self.metrics.amqp_publish(CONFIRMED, confirmed);
         }
     }
 }
@@ -418,12 +444,13 @@ impl Drop for Batch<'_> {
 /// Answers a posting. Only results are counted.
 fn settle(metrics: &Metrics, posting: Posting, fate: Result<(), PublishError>) {
     if matches!(posting.publication.route, Route::Results(_)) {
-        metrics.amqp_publish(match &fate {
-            Ok(()) => "confirmed",
+        let result = match &fate {
+            Ok(()) => CONFIRMED,
             Err(PublishError::Returned(_)) => "returned",
             Err(PublishError::Nacked) => "nacked",
             Err(PublishError::Unconfirmed(_) | PublishError::Lost) => "lost",
-        });
+        };
+        metrics.amqp_publish(result, 1);
     }
     // The one who asked may have given up.
     let _ = posting.answer.send(fate);

@@ -1,9 +1,9 @@
-//! What the AMQP properties and headers of a delivery say. Pure.
+//! What the AMQP properties and headers of a delivery say, and those of a publication. Pure.
 
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use crate::worker::mailbox::{GivenUp, Properties};
+use crate::worker::mailbox::{GivenUp, Properties, Publication};
 
 /// Bytes of a header that is carried on, at most: a `traceparent` has 55, a `tracestate` 512 (W3C Trace Context).
 const HEADER_MAX: usize = 512;
@@ -22,6 +22,30 @@ pub(super) fn read(from: &BasicProperties) -> Properties {
         traceparent: header("traceparent"),
         tracestate: header("tracestate"),
     }
+}
+
+/// The properties of a publication. An id that AMQP has no room for is left out.
+pub(super) fn write(publication: &Publication, delivery_mode: u8, unix_seconds: u64) -> BasicProperties {
+    let mut properties = BasicProperties::default()
+        .with_delivery_mode(delivery_mode)
+        .with_content_type("application/json".into())
+        .with_type(publication.kind.into())
+        .with_app_id("ringcast".into())
+        .with_timestamp(unix_seconds);
+    if let Ok(id) = ShortString::try_new(publication.message_id.as_str()) {
+        properties = properties.with_message_id(id);
+    }
+    if let Some(Ok(id)) = publication.correlation_id.as_deref().map(ShortString::try_new) {
+        properties = properties.with_correlation_id(id);
+    }
+    let trace = [("traceparent", &publication.traceparent), ("tracestate", &publication.tracestate)];
+    let mut headers = FieldTable::default();
+    for (name, value) in trace {
+        if let Some(value) = value {
+            headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
+        }
+    }
+    if headers.inner().is_empty() { properties } else { properties.with_headers(headers) }
 }
 
 /// How often a quorum queue says that the message was returned to it; other queues do not count.
@@ -71,9 +95,10 @@ fn header_text(value: &AMQPValue) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use lapin::types::FieldTable;
+    use bytes::Bytes;
 
     use super::*;
+    use crate::worker::mailbox::Route;
 
     fn with_headers(headers: &[(&str, AMQPValue)]) -> BasicProperties {
         let mut table = FieldTable::default();
@@ -81,6 +106,38 @@ mod tests {
             table.insert((*name).into(), value.clone());
         }
         BasicProperties::default().with_headers(table)
+    }
+
+    #[test]
+    fn what_is_written_can_be_read_again() {
+        let mut publication = Publication {
+            route: Route::Results("outcome.acme".into()),
+            kind: "ringcast.outcome.v1",
+            message_id: "m".into(),
+            body: Bytes::new(),
+            correlation_id: Some("c".into()),
+            traceparent: Some("00-0af7-b7ad-01".into()),
+            tracestate: Some("a=b".into()),
+        };
+        let written = write(&publication, 2, 1_764_000_000);
+        let expected = Properties {
+            message_id: Some("m".into()),
+            correlation_id: Some("c".into()),
+            traceparent: Some("00-0af7-b7ad-01".into()),
+            tracestate: Some("a=b".into()),
+            ..Properties::default()
+        };
+        assert_eq!(read(&written), expected);
+        assert_eq!((*written.delivery_mode(), *written.timestamp()), (Some(2), Some(1_764_000_000)));
+        let fixed = [written.content_type(), written.kind(), written.app_id()];
+        let fixed = fixed.map(|text| text.as_ref().map(ShortString::as_str));
+        assert_eq!(fixed, [Some("application/json"), Some("ringcast.outcome.v1"), Some("ringcast")]);
+
+        publication.correlation_id = Some("c".repeat(256));
+        (publication.traceparent, publication.tracestate) = (None, None);
+        let written = write(&publication, 1, 0);
+        assert!(written.correlation_id().is_none(), "AMQP has no room for it");
+        assert!(written.headers().is_none(), "an empty table is none");
     }
 
     #[test]

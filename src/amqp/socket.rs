@@ -19,6 +19,7 @@ use async_rs::traits::{Executor, Reactor, RuntimeKit};
 use async_rs::util::Task;
 use futures_io::{AsyncRead, AsyncWrite};
 use futures_util::task::AtomicWaker;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -35,7 +36,12 @@ struct Switch {
     fired: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
+    /// Held while frames are handed over.
+    gate: Mutex<()>,
 }
+
+/// See [`KillSwitch::hold`]. It cannot be kept over an `await` of a task.
+pub(super) type Held<'a> = MutexGuard<'a, ()>;
 
 impl KillSwitch {
     /// From now on every read and write fails, also those that wait.
@@ -43,6 +49,12 @@ impl KillSwitch {
         self.0.fired.store(true, Ordering::SeqCst);
         self.0.reader.wake();
         self.0.writer.wake();
+    }
+
+    /// Holds the library's thread at its next write until the guard is dropped. It is woken by the first frame that is handed
+    /// over; left alone, it would write that one and sleep again, and so for each of a batch.
+    pub(super) fn hold(&self) -> Held<'_> {
+        self.0.gate.lock()
     }
 
     /// Fails when fired; else the task is woken when it is.
@@ -194,7 +206,9 @@ impl AsyncWrite for Socket {
         self.written(context, outcome)
     }
 
+    /// The library flushes before it takes the frames that it writes next, and so this is where it can be held.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        drop(self.kill.hold());
         let outcome = self.writing(context)?.poll_flush(context);
         self.written(context, outcome)
     }
@@ -273,5 +287,63 @@ impl Reactor for Kit {
         _address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         std::future::ready(Err(io::Error::other(NEVER_DIALS)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use futures_util::task::noop_waker;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn socket(kill: &KillSwitch) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (peer, _) = listener.accept().await.unwrap();
+        (Socket::new(Carrier::Plain(stream), kill.clone()), peer)
+    }
+
+    #[tokio::test]
+    async fn what_writes_is_held_until_all_is_handed_over() {
+        let kill = KillSwitch::default();
+        let (mut socket, _peer) = socket(&kill).await;
+        let (say, said) = mpsc::channel();
+        let held = kill.hold();
+        let library = std::thread::spawn(move || {
+            say.send("comes").unwrap();
+            let flushed = Pin::new(&mut socket).poll_flush(&mut Context::from_waker(&noop_waker()));
+            say.send("passes").unwrap();
+            flushed
+        });
+        assert_eq!(said.recv(), Ok("comes"));
+        for _ in 0..1000 {
+            std::thread::yield_now();
+            assert_eq!(said.try_recv(), Err(mpsc::TryRecvError::Empty));
+        }
+        drop(held);
+        assert!(matches!(library.join().unwrap(), Poll::Ready(Ok(()))));
+        assert_eq!(said.recv(), Ok("passes"));
+    }
+
+    #[tokio::test]
+    async fn a_fired_switch_ends_what_writes() {
+        let kill = KillSwitch::default();
+        let (mut socket, _peer) = socket(&kill).await;
+        let waker = noop_waker();
+        let mut context = Context::from_waker(&waker);
+        let written = Pin::new(&mut socket).poll_write(&mut context, b"AMQP");
+        assert!(matches!(written, Poll::Ready(Ok(4))), "{written:?}");
+        kill.fire();
+        let refused = [
+            Pin::new(&mut socket).poll_write(&mut context, b"AMQP").map_ok(drop),
+            Pin::new(&mut socket).poll_flush(&mut context),
+        ];
+        for refused in refused {
+            let Poll::Ready(Err(error)) = refused else { panic!("{refused:?}") };
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        }
     }
 }

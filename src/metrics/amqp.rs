@@ -25,9 +25,9 @@ impl Metrics {
         self.amqp_unsettled.add(difference);
     }
 
-    /// A publication's fate: `confirmed`, `returned`, `nacked`, `lost`.
-    pub fn amqp_publish(&self, result: &str) {
-        self.amqp_publishes.with_label_values(&[result]).inc();
+    /// The fate of so many publications: `confirmed`, `returned`, `nacked`, `lost`.
+    pub fn amqp_publish(&self, result: &str, count: u64) {
+        self.amqp_publishes.with_label_values(&[result]).inc_by(count);
     }
 
     /// A queue is consumed from, or not any more. `queue`: a configured or fixed name.
