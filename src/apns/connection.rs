@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::dial::{BoxedIo, DialError};
 use super::goaway;
 use super::provider_token::{MintError, PinError, Pinned, TokenMint};
-use super::request::{Body, Template};
+use super::request::{Body, Head, Template};
 
 /// Streams that were given up are remembered this long, and this many: an answer to a forgotten one would count as a fault
 /// of the peer, and h2 closes the connection after 1024 of them.
@@ -72,13 +72,14 @@ struct Heads {
 }
 
 impl Heads {
-    fn get(
+    fn next(
         &mut self,
         template: &Template,
         mint: Option<&TokenMint>,
         app: usize,
         now: Instant,
-    ) -> Result<HeaderMap, PinError> {
+    ) -> Result<Head, PinError> {
+        let is_first = self.looked.is_none();
         if self.looked.is_none_or(|at| now >= at + TOKEN_LOOK) {
             let authorization = mint.map(|mint| self.token.header(mint)).transpose()?;
             if authorization != self.authorization {
@@ -91,7 +92,7 @@ impl Heads {
             self.prepared.resize(app + 1, None);
         }
         let prepare = || template.headers(app, self.authorization.clone());
-        Ok(self.prepared[app].get_or_insert_with(prepare).clone())
+        Ok(Head { headers: self.prepared[app].get_or_insert_with(prepare).clone(), is_first })
     }
 }
 
@@ -220,15 +221,15 @@ pub(super) async fn drive(mut driver: Driver, connection: Weak<Connection>, obse
 }
 
 impl Connection {
-    /// The headers of the next request for this app, all but what is the push's own.
-    pub(super) fn headers(
+    /// The head of the next request, which is for this app.
+    pub(super) fn head(
         &self,
         template: &Template,
         mint: Option<&TokenMint>,
         app: usize,
         now: Instant,
-    ) -> Result<HeaderMap, PinError> {
-        self.heads.lock().get(template, mint, app, now)
+    ) -> Result<Head, PinError> {
+        self.heads.lock().next(template, mint, app, now)
     }
 
     /// Whether it must be replaced, because its provider token gets too old before it may be changed.

@@ -70,17 +70,17 @@ struct Request {
 /// complete.
 fn write(pool: &Pool, slot: &Slot, push: &Push, written: Instant) -> Result<Request, PushError> {
     let (connection, parts) = (&slot.connection, &pool.parts);
-    let headers = connection
-        .headers(&parts.template, parts.mint.as_deref(), push.app.index, written)
-        .map_err(|error| {
+    let head = connection.head(&parts.template, parts.mint.as_deref(), push.app.index, written).map_err(
+        |error| {
             if matches!(error, PinError::Worn) {
                 pool.retire(connection, End::Replaced, "its provider token");
             }
             PushError::NotProcessed(error.to_string())
-        })?;
+        },
+    )?;
     let request = parts
         .template
-        .encode(push, headers, &parts.clock)
+        .encode(push, head, &parts.clock)
         .map_err(|error| PushError::NotProcessed(error.to_string()))?;
     let refused = |error: h2::Error| {
         pool.retire(connection, End::Closed, &error.to_string());

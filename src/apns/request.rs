@@ -29,6 +29,15 @@ pub(super) struct Template {
     topics: Vec<HeaderValue>,
 }
 
+/// What is known of a request before its push.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// Those of its app, with places for the push's own.
+    pub headers: HeaderMap,
+    /// It is the first on its connection.
+    pub is_first: bool,
+}
+
 /// A part of a request's body, which tells when h2 has taken all of it. What was not taken yet can still be called back,
 /// where the part is small; and a request whose last part was not taken cannot have been processed.
 #[derive(Debug)]
@@ -112,20 +121,14 @@ impl Template {
         headers.insert(APNS_TOPIC, self.topics[app].clone());
         headers.insert(APNS_PUSH_TYPE, HeaderValue::from_static("voip"));
         headers.insert(APNS_PRIORITY, HeaderValue::from_static("10"));
-        headers.insert(APNS_EXPIRATION, sensitive(HeaderValue::from_static("0")));
+        headers.insert(APNS_EXPIRATION, HeaderValue::from_static("0"));
         // Each push has its own; its place is kept.
         headers.insert(APNS_ID, HeaderValue::from_static(""));
         headers
     }
 
-    /// The request of one attempt, without its body. `headers`: those of its app. `apns-id` and `apns-expiration` are marked
-    /// sensitive because they differ from push to push and would churn the header table.
-    pub(super) fn encode(
-        &self,
-        push: &Push,
-        headers: HeaderMap,
-        clock: &Clock,
-    ) -> Result<Request<()>, EncodeError> {
+    /// The request of one attempt, without its body.
+    pub(super) fn encode(&self, push: &Push, head: Head, clock: &Clock) -> Result<Request<()>, EncodeError> {
         const DEVICE: &str = "/3/device/";
         let token = push.token.as_str();
         let mut path = String::with_capacity(DEVICE.len() + token.len());
@@ -138,28 +141,101 @@ impl Template {
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.uri_mut() = Uri::from_parts(parts).map_err(http::Error::from)?;
-        *request.headers_mut() = headers;
+        *request.headers_mut() = head.headers;
         let headers = request.headers_mut();
         if !push.app.expiration_max.is_zero() {
             let now = Timestamp::from_unix_ms(clock.unix_ms());
             let expiration = expiration(&push.app, now, push.deadline_at);
-            fill(headers, &APNS_EXPIRATION, HeaderValue::from(expiration));
+            fill(headers, &APNS_EXPIRATION, HeaderValue::from(expiration), head.is_first);
         }
         let mut text = Uuid::encode_buffer();
         let id = Uuid::from_bytes(*push.apns_id.as_bytes()).hyphenated().encode_lower(&mut text);
-        fill(headers, &APNS_ID, HeaderValue::from_str(id).map_err(http::Error::from)?);
+        fill(headers, &APNS_ID, HeaderValue::from_str(id).map_err(http::Error::from)?, head.is_first);
         Ok(request)
     }
 }
 
 /// Puts a push's own value into its place. To insert it would make a full map grow, although nothing is added.
-fn fill(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) {
+///
+/// The first one on a connection goes into the peer's header table, so that its name is there for the others, and those
+/// stay out of it, as Apple asks (*Sending notification requests to APNs*): they differ from push to push and would push
+/// out what does not. h2 does so with what is marked sensitive.
+fn fill(headers: &mut HeaderMap, name: &HeaderName, mut value: HeaderValue, is_first: bool) {
     if let Some(place) = headers.get_mut(name) {
-        *place = sensitive(value);
+        value.set_sensitive(!is_first);
+        *place = value;
     }
 }
 
-fn sensitive(mut value: HeaderValue) -> HeaderValue {
-    value.set_sensitive(true);
-    value
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::domain::app::Environment;
+    use crate::domain::id::{ApnsId, CallId, DeviceToken};
+    use crate::domain::invite::tests::app;
+    use crate::worker::gateway::Trail;
+
+    const NOW: i64 = 1_795_253_400_000;
+
+    /// The request of a push whose deadline is in half a minute.
+    fn encode(expiration_max: Duration, is_first: bool) -> Request<()> {
+        let app = App { expiration_max, ..app() };
+        let endpoint = Endpoint { host: "apns.test".to_owned(), port: 443 };
+        let template = Template::new(&endpoint, std::iter::once(&app)).unwrap();
+        let headers = template.headers(0, Some(HeaderValue::from_static("bearer jwt")));
+        let token = DeviceToken::new("ab01");
+        let call = CallId::parse("6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let push = Push {
+            app: Arc::new(app),
+            environment: Environment::Production,
+            apns_id: ApnsId::derive(call, &token),
+            token,
+            body: Bytes::new(),
+            deadline,
+            deadline_at: Timestamp::from_unix_ms(NOW + 30_000),
+            answer_by: deadline,
+            trail: Trail::default(),
+        };
+        template.encode(&push, Head { headers, is_first }, &Clock::simulated(NOW)).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_says_whom_it_is_for_and_until_when() {
+        for (expiration_max, expiration) in [(0, "0"), (20, "1795253420"), (60, "1795253430")] {
+            let request = encode(Duration::from_secs(expiration_max), false);
+            assert_eq!(request.uri(), "https://apns.test/3/device/ab01");
+            let headers: Vec<_> =
+                request.headers().iter().map(|(name, value)| (name.as_str(), value)).collect();
+            let id = headers[5].1.to_str().unwrap();
+            assert_eq!((headers[5].0, id.len(), id), ("apns-id", 36, id.to_lowercase().as_str()));
+            assert_eq!(
+                headers[..5],
+                [
+                    ("authorization", &HeaderValue::from_static("bearer jwt")),
+                    ("apns-topic", &HeaderValue::from_str(&app().topic()).unwrap()),
+                    ("apns-push-type", &HeaderValue::from_static("voip")),
+                    ("apns-priority", &HeaderValue::from_static("10")),
+                    ("apns-expiration", &HeaderValue::from_static(expiration)),
+                ]
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_differs_from_push_to_push_goes_into_the_header_table_once_for_its_name() {
+        let sensitive = |expiration_max, is_first| {
+            let request = encode(Duration::from_secs(expiration_max), is_first);
+            let headers = request.headers().clone();
+            [APNS_ID, APNS_EXPIRATION, APNS_TOPIC].map(|name| headers[name].is_sensitive())
+        };
+        assert_eq!(sensitive(60, true), [false, false, false]);
+        assert_eq!(sensitive(60, false), [true, true, false]);
+        // It is the same in every push.
+        assert_eq!(sensitive(0, false), [true, false, false]);
+    }
 }
