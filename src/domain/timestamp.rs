@@ -45,34 +45,73 @@ impl Timestamp {
     }
 }
 
-impl fmt::Display for Timestamp {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Ok(instant) = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000) else {
-            // Only a clock beyond the year 9999 comes here; a number is still the truth.
-            return write!(formatter, "{}", self.0);
-        };
-        let (year, month, day) = instant.to_calendar_date();
-        let (hour, minute, second, millisecond) = instant.to_hms_milli();
-        let Ok(year @ 0..=9999) = u16::try_from(year) else { return write!(formatter, "{}", self.0) };
+impl Timestamp {
+    /// Bytes of an instant as text.
+    pub const LENGTH: usize = 24;
+
+    /// The instant as text. `None` before the year 0 and after 9999, which only a clock that is quite wrong says.
+    pub fn encode(self) -> Option<[u8; Self::LENGTH]> {
+        let ms = u64::try_from(self.0.checked_add(EPOCH_MS)?).ok()?;
+        let (seconds, millisecond) = (ms / 1000, u32::try_from(ms % 1000).ok()?);
+        let second = u32::try_from(seconds % DAY_SECONDS).ok()?;
+        let (year, month, day) = civil(u32::try_from(seconds / DAY_SECONDS).ok()?);
+        if year > 9999 {
+            return None;
+        }
         // Every outcome holds three of these, so the digits are written straight.
         let mut text = *b"0000-00-00T00:00:00.000Z";
-        digits(&mut text[0..4], year);
-        digits(&mut text[5..7], u8::from(month).into());
-        digits(&mut text[8..10], day.into());
-        digits(&mut text[11..13], hour.into());
-        digits(&mut text[14..16], minute.into());
-        digits(&mut text[17..19], second.into());
-        digits(&mut text[20..23], millisecond);
-        formatter.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        let mut pair = |place: usize, number: u32| {
+            text[place] = digit(number / 10);
+            text[place + 1] = digit(number % 10);
+        };
+        pair(0, year / 100);
+        pair(2, year % 100);
+        pair(5, month);
+        pair(8, day);
+        pair(11, second / 3600);
+        pair(14, second / 60 % 60);
+        pair(17, second % 60);
+        pair(21, millisecond % 100);
+        text[20] = digit(millisecond / 100);
+        Some(text)
     }
 }
 
-/// Writes a number into all of `places`, with leading zeros.
-fn digits(places: &mut [u8], mut number: u16) {
-    for place in places.iter_mut().rev() {
-        *place = b'0' + u8::try_from(number % 10).unwrap_or(0);
-        number /= 10;
+impl fmt::Display for Timestamp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.encode() {
+            Some(text) => formatter.write_str(std::str::from_utf8(text).map_err(|_| fmt::Error)?),
+            // A number is still the truth.
+            None => write!(formatter, "{}", self.0),
+        }
     }
+}
+
+/// Seconds of a day.
+const DAY_SECONDS: u64 = 86_400;
+
+/// Days of 400 years, after which the calendar repeats itself.
+const ERA_DAYS: u32 = 146_097;
+
+/// Milliseconds from the 1st of March of the year -400 to 1970. Counted from there, nothing is below 0.
+const EPOCH_MS: i64 = (719_468 + 146_097) * 86_400_000;
+
+/// Year, month and day, so many days after the 1st of March of the year -400. Years begin in March here, so that the leap day
+/// is the last (Howard Hinnant, *chrono-compatible low-level date algorithms*, `civil_from_days`). A year before 0 is a very
+/// large one.
+fn civil(days: u32) -> (u32, u32, u32) {
+    let (era, day) = (days / ERA_DAYS, days % ERA_DAYS);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year + year / 4 - year / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = (era * 400 + year + u32::from(month <= 2)).wrapping_sub(400);
+    (year, month, day_of_year - (153 * from_march + 2) / 5 + 1)
+}
+
+/// A number below 10 as a digit.
+fn digit(number: u32) -> u8 {
+    number.to_le_bytes()[0].wrapping_add(b'0')
 }
 
 impl Serialize for Timestamp {
@@ -103,6 +142,27 @@ mod tests {
         let text = Timestamp::from_unix_ms(1_795_253_430_007).to_string();
         assert_eq!(text, "2026-11-21T09:30:30.007Z");
         assert_eq!(Timestamp::from_unix_ms(0).to_string(), "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn a_clock_that_is_quite_wrong_is_a_number() {
+        let [first, last] = [-62_167_219_200_000, 253_402_300_799_999];
+        assert_eq!(Timestamp::from_unix_ms(first).to_string(), "0000-01-01T00:00:00.000Z");
+        assert_eq!(Timestamp::from_unix_ms(last).to_string(), "9999-12-31T23:59:59.999Z");
+        for unix_ms in [first - 1, last + 1, -EPOCH_MS, -EPOCH_MS - 1, i64::MIN, i64::MAX] {
+            assert_eq!(Timestamp::from_unix_ms(unix_ms).to_string(), unix_ms.to_string());
+        }
+    }
+
+    #[test]
+    fn every_day_is_the_librarys() {
+        const DAY_MS: i64 = 86_400_000;
+        for day in (-719_528..2_932_897).step_by(137).chain(0..30_000) {
+            let instant = Timestamp::from_unix_ms(day * DAY_MS + 45_296_789);
+            let (text, library) =
+                (instant.to_string(), OffsetDateTime::from_unix_timestamp(day * 86_400).unwrap());
+            assert_eq!(text, format!("{}T12:34:56.789Z", library.date()));
+        }
     }
 
     proptest! {
