@@ -10,6 +10,9 @@ use aws_lc_rs::digest::{self, Context, SHA256};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
+/// Characters of a UUID, 8-4-4-4-12.
+const LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
+
 /// CallKit's `callUUID`: the same in every copy of an invite. Written in lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct CallId(Uuid);
@@ -17,10 +20,15 @@ pub struct CallId(Uuid);
 impl CallId {
     /// A UUID written 8-4-4-4-12, in any case.
     pub fn parse(text: &str) -> Option<Self> {
-        if text.len() != 36 {
+        if text.len() != LENGTH {
             return None;
         }
         Uuid::try_parse(text).ok().map(Self)
+    }
+
+    /// The id as a UUID.
+    pub fn to_uuid(self) -> Uuid {
+        self.0
     }
 }
 
@@ -44,6 +52,11 @@ impl ApnsId {
     /// The id as bytes, for tables.
     pub fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
+    }
+
+    /// The id as a UUID.
+    pub fn to_uuid(self) -> Uuid {
+        self.0
     }
 }
 

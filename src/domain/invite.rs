@@ -1,7 +1,9 @@
 //! An invite: somebody calls, these devices shall ring, until this deadline.
 //!
 //! Reading is strict and says everything that is wrong at once: the field, what was found, what would be right. A fault
-//! of one device stays with that device; the others ring.
+//! of one device stays with that device; the others ring. Most invites have no fault: `plain.rs` reads those in one go.
+
+mod plain;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::app::{App, Environment};
 use super::id::{CallId, DeviceToken};
-use super::json::{Object, kind_of};
+use super::json::{Object, Writer, kind_of};
 use super::timestamp::Timestamp;
 
 /// Bytes of `caller.handle`, `caller.name` and `devices[].id` at most.
@@ -34,7 +36,7 @@ pub struct Rules {
 }
 
 /// One call to one callee.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invite {
     /// CallKit's `callUUID`.
     pub call_id: CallId,
@@ -52,14 +54,14 @@ pub struct Invite {
     pub has_video: Option<bool>,
     /// The devices in the invite's order, at least one.
     pub devices: Vec<Device>,
-    /// Members of `payload`, each value as it was written.
-    pub payload: Vec<(String, Box<RawValue>)>,
+    /// The members of `payload` as JSON, without braces, each value as it was written.
+    pub payload: String,
     /// How many fields the contract does not name.
     pub unknown_fields: usize,
 }
 
 /// One device of the callee.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
     /// The token as given, in lower case.
     pub token: DeviceToken,
@@ -111,6 +113,14 @@ impl Invite {
                 error.valid_up_to()
             ))
         })?;
+        match plain::read(text, rules, now) {
+            Some(invite) => Ok(invite),
+            None => Self::parse_any(text, rules, now),
+        }
+    }
+
+    /// Reads it level by level, for all that is wrong with it, or odd.
+    fn parse_any(text: &str, rules: &Rules, now: Timestamp) -> Result<Self, Malformed> {
         let object = Object::parse(text).map_err(|error| Malformed::unread(format!("the body {error}")))?;
         Reader { rules, now, mistakes: Vec::new(), unknown_fields: 0 }.read(&object)
     }
@@ -284,26 +294,24 @@ impl Reader<'_> {
         environment
     }
 
-    fn payload(&mut self, value: Option<&RawValue>, app: Option<&App>) -> Vec<(String, Box<RawValue>)> {
-        let Some(value) = value else { return Vec::new() };
+    fn payload(&mut self, value: Option<&RawValue>, app: Option<&App>) -> String {
+        let Some(value) = value else { return String::new() };
         let object = match Object::parse(value.get()) {
             Ok(object) => object,
             Err(error) => {
                 self.wrong(format!("payload {error}"));
-                return Vec::new();
+                return String::new();
             }
         };
-        let mut members = Vec::new();
-        for (key, value) in object.members() {
+        for (key, _) in object.members() {
             if key == "aps" || app.is_some_and(|app| app.payload.is_set_by_worker(key)) {
                 self.wrong(format!(
                     "payload holds the key {}, which the worker sets; use another name",
                     shown(key)
                 ));
             }
-            members.push((key.to_owned(), value.to_owned()));
         }
-        members
+        payload_members(&object)
     }
 
     fn required(&mut self, field: &str, value: Option<&RawValue>, wanted: &str) -> Option<String> {
@@ -368,6 +376,18 @@ impl Reader<'_> {
             self.mistakes.push(mistake);
         }
     }
+}
+
+/// The members of a payload as they go into a push.
+fn payload_members(payload: &Object<'_>) -> String {
+    /// What stands around a key and a value.
+    const PUNCTUATION: usize = r#""":,"#.len();
+    let bytes = payload.members().map(|(key, value)| key.len() + value.get().len() + PUNCTUATION).sum();
+    let mut members = Writer::new(bytes);
+    for (key, value) in payload.members() {
+        members.raw(key, value.get());
+    }
+    String::from_utf8(members.into_bytes()).expect("made of texts")
 }
 
 /// Marks all but one entry of each physical device and of each token. The one that stays is the first; where both say when

@@ -206,7 +206,93 @@ fn a_created_at_in_the_future_is_a_sign_not_a_mistake() {
     assert_eq!(ahead.skew(NOW), Some(Duration::from_secs(9)));
 }
 
+/// Both readings of a text that is no more than JSON at best.
+fn both(text: &str) -> (Option<Invite>, Result<Invite, Malformed>) {
+    (plain::read(text, &rules(), NOW), Invite::parse_any(text, &rules(), NOW))
+}
+
+#[test]
+fn an_invite_without_oddities_is_read_in_one_go() {
+    let changes: [fn(&mut Value); 6] = [
+        |_| {},
+        |json| json["created_at"] = Value::Null,
+        |json| json["caller"] = json!({ "name": "Ada \"A\" Lovelace \u{1f600}" }),
+        |json| json["devices"] = json!([{ "token": "AB01" }, { "token": "ab01", "environment": "sandbox" }]),
+        |json| {
+            json["devices"][0] =
+                json!({ "token": "ab01", "id": null, "registered_at": "2026-10-01T00:00:00+02:00" });
+        },
+        |json| json["payload"] = json!({ "k\"\\": [1, { "a": null }], "b": "\u{7}" }),
+    ];
+    for change in changes {
+        let mut json = sample();
+        change(&mut json);
+        let (plain, any) = both(&json.to_string());
+        assert!(plain.is_some(), "{json}");
+        assert_eq!(plain, any.ok(), "{json}");
+    }
+}
+
+#[test]
+fn what_is_odd_is_left_to_the_reading_that_explains() {
+    let text = sample().to_string();
+    for (from, to) in [
+        (r#""app":"#, r#""mood":1,"app":"#),
+        (r#""app":"#, r#""app":null,"app":"#),
+        (r#""acme""#, r#""ghost""#),
+        ("30.000Z\"", "30\""),
+        ("\"deadline\":\"2026", "\"deadline\":\"2027"),
+        (r#"{"handle":"+15551234567","name":"Ada Lovelace"}"#, r#"["+15551234567","Ada Lovelace"]"#),
+        (r#"{"handle""#, r#"{"name":"Ada","handle""#),
+        (r#""9F86D081""#, r#""9F86D08""#),
+        (r#""id":"#, r#""colour":"red","id":"#),
+        (r#""id":"phone-1""#, r#""id":7"#),
+        ("false", r#""no""#),
+        (r#""room":"#, r#""aps":{},"room":"#),
+        (r#""room":"#, r#""hasVideo":1,"room":"#),
+        (r#""room":"#, r#""room":1,"room":"#),
+        (r#"{"room":"r-17"}"#, r#"[{"room":"r-17"}]"#),
+        (r#""r-17""#, "\"r-\u{1}17\""),
+    ] {
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(changed, text, "{from}");
+        assert_eq!(both(&changed).0, None, "{changed}");
+    }
+}
+
 proptest::proptest! {
+    #[test]
+    fn both_readings_agree(
+        edits in proptest::collection::vec((0usize..500, 0usize..3, "[\\[\\]{}\":,a-z0-9TZ .\\\\-]{0,3}"), 0..4),
+        field in 0usize..14,
+        value in proptest::sample::select(vec![
+            "null", "true", "7", "-1e400", "\"\"", "\"acme\"", "\"ab01\"", "\"sandbox\"", "\"\\u00e9\"", "\"\\ud800\"",
+            "[]", "{}", "[null]", "[\"ab01\"]", "[{\"token\":\"ab01\"},{\"token\":\"AB01\",\"id\":\"x\"}]",
+            "{\"a\":1}", "{\"a\":1,\"\\u0061\":2}", "{\"name\":\"x\"}", "\"2026-11-21T09:30:30Z\"",
+        ]),
+    ) {
+        let names = [
+            "call_id", "app", "deadline", "created_at", "caller", "has_video", "devices", "payload", "handle", "name",
+            "token", "environment", "id", "registered_at",
+        ];
+        let mut json = sample();
+        let (top, caller) = (field < 8, field < 10);
+        let place = if top { &mut json } else if caller { &mut json["caller"] } else { &mut json["devices"][0] };
+        place[names[field]] = json!("PLACE");
+        let mut text = json.to_string().replacen("\"PLACE\"", value, 1);
+        proptest::prop_assert!(text.contains(value));
+        for (at, length, new) in edits {
+            let at = at.min(text.len());
+            let end = (at + length).min(text.len());
+            if text.is_char_boundary(at) && text.is_char_boundary(end) {
+                text.replace_range(at..end, &new);
+            }
+        }
+        if let (Some(plain), any) = both(&text) {
+            proptest::prop_assert_eq!(Ok(plain), any, "{}", text);
+        }
+    }
+
     #[test]
     fn no_bytes_make_it_panic(body in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
         let _ = Invite::parse(&body, &rules(), NOW);

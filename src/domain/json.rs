@@ -3,15 +3,19 @@
 //! Reading level by level gives every mistake a name, counts what nobody knows, and copies a payload to the push byte for
 //! byte, numbers of any size included.
 
+mod write;
+
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+pub use write::Writer;
 
 /// The members of one JSON object in their order. Values are not looked into.
 #[derive(Debug, Default)]
-pub struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+pub struct Object<'a>(Vec<(Text<'a>, &'a RawValue)>);
 
 impl<'a> Object<'a> {
     /// Reads one object. `Err` is a sentence without a subject: "must be an object, but is a text".
@@ -25,18 +29,18 @@ impl<'a> Object<'a> {
 
     /// The members in their order.
     pub fn members(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
-        self.0.iter().map(|(key, value)| (key.as_ref(), *value))
+        self.0.iter().map(|(key, value)| (key.as_str(), *value))
     }
 
     /// The value of a key; `None` when it is absent or null.
     pub fn value(&self, key: &str) -> Option<&'a RawValue> {
-        let value = self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)?;
+        let value = self.0.iter().find(|(name, _)| name.as_str() == key).map(|(_, value)| *value)?;
         (value.get() != "null").then_some(value)
     }
 
     /// How many keys are not in `known`.
     pub fn unknown(&self, known: &[&str]) -> usize {
-        self.0.iter().filter(|(key, _)| !known.contains(&key.as_ref())).count()
+        self.0.iter().filter(|(key, _)| !known.contains(&key.as_str())).count()
     }
 }
 
@@ -69,9 +73,9 @@ impl<'de> Visitor<'de> for ObjectVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::with_capacity(8);
-        while let Some(key) = map.next_key_seed(Key)? {
-            members.push((key, map.next_value()?));
+        let mut members: Vec<(Text<'de>, &'de RawValue)> = Vec::new();
+        while let Some(member) = map.next_entry()? {
+            members.push(member);
         }
         match twice(&members) {
             Some(key) => Err(serde::de::Error::custom(format_args!("the key `{key}` stands twice"))),
@@ -80,37 +84,53 @@ impl<'de> Visitor<'de> for ObjectVisitor {
     }
 }
 
-/// A key that stands twice. Sorted first, so that many keys cost no more than they must.
-fn twice<'a>(members: &'a [(Cow<'_, str>, &RawValue)]) -> Option<&'a str> {
-    let mut keys: Vec<&str> = members.iter().map(|(key, _)| key.as_ref()).collect();
+/// A key that stands twice. Many are sorted first, so that they cost no more than they must.
+fn twice<'a>(members: &'a [(Text<'_>, &RawValue)]) -> Option<&'a str> {
+    if members.len() <= 1 {
+        return None;
+    }
+    let mut keys: Vec<&str> = members.iter().map(|(key, _)| key.as_str()).collect();
     keys.sort_unstable();
     keys.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
-/// A key, borrowed where it holds no escapes.
-struct Key;
+/// A text, borrowed where it holds no escapes.
+#[derive(Debug)]
+pub struct Text<'a>(Cow<'a, str>);
 
-impl<'de> DeserializeSeed<'de> for Key {
-    type Value = Cow<'de, str>;
+impl Text<'_> {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(self)
+    /// The text, to be kept.
+    pub fn into_string(self) -> String {
+        self.0.into_owned()
     }
 }
 
-impl<'de> Visitor<'de> for Key {
-    type Value = Cow<'de, str>;
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Text<'de>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a key")
+        formatter.write_str("a text")
     }
 
-    fn visit_borrowed_str<E>(self, key: &'de str) -> Result<Self::Value, E> {
-        Ok(Cow::Borrowed(key))
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Text(Cow::Borrowed(text)))
     }
 
-    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
-        Ok(Cow::Owned(key.to_owned()))
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Text(Cow::Owned(text.to_owned())))
     }
 }
 

@@ -6,38 +6,49 @@ use bytes::Bytes;
 
 use super::app::App;
 use super::invite::Invite;
+use super::json::Writer;
 use super::timestamp::Timestamp;
 
 /// Bytes of a VoIP push's body at most (Apple, *Sending notification requests to APNs*).
 pub const PAYLOAD_BYTES_MAX: usize = 5120;
 
+/// Bytes of a body without the payload; it grows where there are more.
+const BODY_BYTES: usize = 512;
+
 /// Writes the body that every device of the invite gets. `Err` says how large it is and what would be right.
 pub fn build_body(invite: &Invite) -> Result<Bytes, String> {
     let keys = &invite.app.payload;
-    let mut body = Body(Vec::with_capacity(512));
-    body.member("aps", "{}");
-    body.member(&keys.call_id, &format!("\"{}\"", invite.call_id));
+    let mut body = Writer::new(BODY_BYTES + invite.payload.len());
+    body.begin();
+    body.raw("aps", "{}");
+    if !keys.call_id.is_empty() {
+        body.uuid(&keys.call_id, invite.call_id.to_uuid());
+    }
     if !keys.opaque {
-        body.optional(&keys.handle, invite.handle.as_deref());
-        body.optional(&keys.name, invite.name.as_deref());
-        if let Some(has_video) = invite.has_video {
-            body.member(&keys.has_video, if has_video { "true" } else { "false" });
+        if !keys.handle.is_empty() {
+            body.optional(&keys.handle, invite.handle.as_deref());
+        }
+        if !keys.name.is_empty() {
+            body.optional(&keys.name, invite.name.as_deref());
+        }
+        if let (Some(has_video), false) = (invite.has_video, keys.has_video.is_empty()) {
+            body.boolean(&keys.has_video, has_video);
         }
     }
-    body.member(&keys.deadline, &invite.deadline.unix_seconds().to_string());
-    if !keys.opaque {
-        for (key, value) in &invite.payload {
-            body.member(key, value.get());
-        }
+    if !keys.deadline.is_empty() {
+        body.signed(&keys.deadline, invite.deadline.unix_seconds());
     }
-    body.0.push(b'}');
-    if body.0.len() > PAYLOAD_BYTES_MAX {
+    if !keys.opaque {
+        body.members(&invite.payload);
+    }
+    body.end();
+    if body.len() > PAYLOAD_BYTES_MAX {
         return Err(format!(
             "the push would have {} bytes; Apple takes at most {PAYLOAD_BYTES_MAX}: make `payload` or the caller's texts shorter",
-            body.0.len()
+            body.len()
         ));
     }
-    Ok(body.0.into())
+    Ok(body.into_bytes().into())
 }
 
 /// `apns-expiration`: 0 (one attempt, not stored), or Unix seconds in (`now`, `deadline`]. Never absent, which would mean
@@ -48,35 +59,6 @@ pub fn expiration(app: &App, now: Timestamp, deadline: Timestamp) -> i64 {
     }
     let seconds = deadline.min(now.plus(app.expiration_max)).unix_seconds();
     if seconds.saturating_mul(1000) <= now.unix_ms() { 0 } else { seconds }
-}
-
-/// A JSON object in the making.
-struct Body(Vec<u8>);
-
-impl Body {
-    /// Appends a member whose value is JSON already. An empty key leaves it out.
-    fn member(&mut self, key: &str, json: &str) {
-        if key.is_empty() {
-            return;
-        }
-        self.0.push(if self.0.is_empty() { b'{' } else { b',' });
-        self.text(key);
-        self.0.push(b':');
-        self.0.extend_from_slice(json.as_bytes());
-    }
-
-    fn optional(&mut self, key: &str, text: Option<&str>) {
-        if let Some(text) = text {
-            self.member(key, "");
-            if !key.is_empty() {
-                self.text(text);
-            }
-        }
-    }
-
-    fn text(&mut self, text: &str) {
-        serde_json::to_writer(&mut self.0, text).expect("a text and a vector: neither can fail");
-    }
 }
 
 #[cfg(test)]
