@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::app::Environment;
 use super::id::{ApnsId, CallId, DeviceToken};
+use super::json::Writer;
 use super::policy::{Stage, Verdict};
 use super::response::Action;
 use super::timestamp::Timestamp;
@@ -12,23 +13,19 @@ use super::timestamp::Timestamp;
 pub const KIND: &str = "ringcast.outcome.v1";
 
 /// The outcome of one invite. Absent fields leave no key.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     /// [`KIND`].
-    #[serde(rename = "type")]
     pub kind: &'static str,
     /// The call, where it could be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub call_id: Option<CallId>,
     /// The app's name, where it could be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub app: Option<String>,
     /// The result of the whole invite.
     pub result: InviteResult,
     /// Which worker says so.
     pub worker: String,
     /// The invite's deadline; absent when malformed.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
     /// When the worker took the invite.
     pub received_at: Timestamp,
@@ -37,17 +34,45 @@ pub struct Outcome {
     /// The broker delivered it before.
     pub redelivered: bool,
     /// `possible` where it was delivered before and this worker does not know what became of that.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub earlier_attempt: Option<&'static str>,
     /// Ours: what is wrong and what would be right.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// One entry per device in the invite's order; absent when malformed.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<DeviceOutcome>>,
     /// What happened when, in order of time; absent unless it is asked for (`worker.timeline`).
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub timeline: Option<Vec<Step>>,
+}
+
+impl Outcome {
+    /// The outcome as it is published.
+    pub fn to_json(&self) -> Vec<u8> {
+        /// An outcome with two devices; it grows where there are more.
+        const BYTES: usize = 1024;
+        let mut json = Writer::new(BYTES);
+        json.begin();
+        json.text("type", self.kind);
+        if let Some(call_id) = self.call_id {
+            json.uuid("call_id", call_id.to_uuid());
+        }
+        json.optional("app", self.app.as_deref());
+        json.text("result", self.result.as_str());
+        json.text("worker", &self.worker);
+        json.instant("deadline", self.deadline);
+        json.instant("received_at", Some(self.received_at));
+        json.instant("settled_at", Some(self.settled_at));
+        json.boolean("redelivered", self.redelivered);
+        json.optional("earlier_attempt", self.earlier_attempt);
+        json.optional("error", self.error.as_deref());
+        if let Some(devices) = &self.devices {
+            json.list("devices", devices, |json, device| device.write(json));
+        }
+        if let Some(timeline) = &self.timeline {
+            let steps = serde_json::to_string(timeline).expect("texts and numbers written to memory");
+            json.raw("timeline", &steps);
+        }
+        json.end();
+        json.into_bytes()
+    }
 }
 
 /// One step of an invite's way. Which of the fields it has depends on its stage (README, *The timeline*).
@@ -102,8 +127,7 @@ impl Step {
 }
 
 /// The result of an invite.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InviteResult {
     /// It is no invite.
     Malformed,
@@ -166,12 +190,11 @@ impl InviteResult {
 }
 
 /// What became of one device.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct DeviceOutcome {
     /// The whole token, in lower case.
     pub token: DeviceToken,
     /// The physical device, where the invite said so.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Where it was pushed.
     pub environment: Environment,
@@ -180,27 +203,20 @@ pub struct DeviceOutcome {
     /// What to do about it.
     pub action: &'static str,
     /// APNs' last status.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     /// Apple's word, verbatim.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Since when Apple calls the token invalid.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub invalid_since: Option<Timestamp>,
     /// Where the time ran out.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<&'static str>,
     /// The id of the push; absent when it was never tried.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub apns_id: Option<ApnsId>,
     /// How many attempts were made.
     pub attempts: u32,
     /// From the first attempt's start to the final answer, in milliseconds; absent when it was never tried.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<u64>,
     /// Ours: what is wrong and what would be right, or what happened on the way.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
@@ -228,6 +244,28 @@ impl DeviceOutcome {
             latency_ms: None,
             error: None,
         }
+    }
+
+    fn write(&self, json: &mut Writer) {
+        json.text("token", self.token.as_str());
+        json.optional("id", self.id.as_deref());
+        json.text("environment", self.environment.as_str());
+        json.text("result", self.result);
+        json.text("action", self.action);
+        if let Some(status) = self.status {
+            json.number("status", status.into());
+        }
+        json.optional("reason", self.reason.as_deref());
+        json.instant("invalid_since", self.invalid_since);
+        json.optional("stage", self.stage);
+        if let Some(apns_id) = self.apns_id {
+            json.uuid("apns_id", apns_id.to_uuid());
+        }
+        json.number("attempts", self.attempts.into());
+        if let Some(latency_ms) = self.latency_ms {
+            json.number("latency_ms", latency_ms);
+        }
+        json.optional("error", self.error.as_deref());
     }
 }
 
@@ -272,12 +310,81 @@ mod tests {
         }
     }
 
+    fn outcome() -> Outcome {
+        Outcome {
+            kind: KIND,
+            call_id: None,
+            app: None,
+            result: InviteResult::Malformed,
+            worker: "w".to_owned(),
+            deadline: None,
+            received_at: Timestamp::from_unix_ms(0),
+            settled_at: Timestamp::from_unix_ms(7),
+            redelivered: false,
+            earlier_attempt: None,
+            error: None,
+            devices: None,
+            timeline: None,
+        }
+    }
+
     #[test]
     fn absent_fields_leave_no_key() {
-        let json = serde_json::to_string(&devices(&["expired"])[0]).unwrap();
+        let written = |outcome: &Outcome| String::from_utf8(outcome.to_json()).unwrap();
+        let head = r#"{"type":"ringcast.outcome.v1","result":"malformed","worker":"w","received_at":"1970-01-01T00:00:00.000Z","settled_at":"1970-01-01T00:00:00.007Z","redelivered":false"#;
+        assert_eq!(written(&outcome()), format!("{head}}}"));
+        let device =
+            r#"{"token":"ab01","environment":"production","result":"expired","action":"none","attempts":0}"#;
+        let with = Outcome { devices: Some(devices(&["expired", "expired"])), ..outcome() };
+        assert_eq!(written(&with), format!(r#"{head},"devices":[{device},{device}]}}"#));
+        let without = Outcome { devices: Some(Vec::new()), timeline: Some(Vec::new()), ..outcome() };
+        assert_eq!(written(&without), format!(r#"{head},"devices":[],"timeline":[]}}"#));
+    }
+
+    #[test]
+    fn every_field_has_its_key_in_its_place() {
+        let at = |unix_ms| Some(Timestamp::from_unix_ms(unix_ms));
+        let call = CallId::parse("6F1C6D0E-6F3B-4F5E-9A51-0D5A4F3C2B1A").unwrap();
+        let token = DeviceToken::new("AB01");
+        let device = DeviceOutcome {
+            id: Some("phone \"1\"".to_owned()),
+            status: Some(410),
+            reason: Some("Unregistered".to_owned()),
+            invalid_since: at(1_795_253_400_000),
+            stage: Some("retry"),
+            apns_id: Some(ApnsId::derive(call, &token)),
+            attempts: 2,
+            latency_ms: Some(80),
+            error: Some("line\nline".to_owned()),
+            ..DeviceOutcome::untried(token, None, Environment::Sandbox, "invalid_token", Action::DropToken)
+        };
+        let apns_id = device.apns_id.unwrap();
+        let whole = Outcome {
+            call_id: Some(call),
+            app: Some("acme".to_owned()),
+            result: InviteResult::Undeliverable,
+            deadline: at(1_795_253_430_000),
+            redelivered: true,
+            earlier_attempt: Some("possible"),
+            error: Some("\u{e9}\u{1}".to_owned()),
+            devices: Some(vec![device]),
+            timeline: Some(vec![Step::new(Timestamp::from_unix_ms(0), "created")]),
+            ..outcome()
+        };
         assert_eq!(
-            json,
-            r#"{"token":"ab01","environment":"production","result":"expired","action":"none","attempts":0}"#
+            String::from_utf8(whole.to_json()).unwrap(),
+            [
+                r#"{"type":"ringcast.outcome.v1","call_id":"6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a","app":"acme","#,
+                r#""result":"undeliverable","worker":"w","deadline":"2026-11-21T09:30:30.000Z","#,
+                r#""received_at":"1970-01-01T00:00:00.000Z","settled_at":"1970-01-01T00:00:00.007Z","#,
+                r#""redelivered":true,"earlier_attempt":"possible","error":"é\u0001","#,
+                r#""devices":[{"token":"ab01","id":"phone \"1\"","environment":"sandbox","result":"invalid_token","#,
+                r#""action":"drop_token","status":410,"reason":"Unregistered","#,
+                r#""invalid_since":"2026-11-21T09:30:00.000Z","stage":"retry","#,
+                &format!(r#""apns_id":"{apns_id}","attempts":2,"latency_ms":80,"error":"line\nline"}}],"#),
+                r#""timeline":[{"at":"1970-01-01T00:00:00.000Z","stage":"created"}]}"#,
+            ]
+            .concat()
         );
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
+use uuid::Uuid;
 
 use super::mailbox::{Properties, Publication, PublishError, Receipt, Route};
 use super::run::Worker;
@@ -23,10 +24,10 @@ const UNCONFIRMED_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// An outcome, ready to be published.
 pub(super) fn publish_outcome(identity: &Identity, outcome: &Outcome, app: Option<&str>) -> Publication {
     Publication {
-        route: Route::Results(format!("outcome.{}", app.unwrap_or("malformed"))),
+        route: Route::Results(["outcome.", app.unwrap_or("malformed")].concat()),
         kind: outcome::KIND,
-        message_id: identity.outcome_id().to_string(),
-        body: to_json(outcome),
+        message_id: identity.outcome_id().hyphenated().encode_lower(&mut Uuid::encode_buffer()).to_owned(),
+        body: outcome.to_json().into(),
         correlation_id: None,
         traceparent: None,
         tracestate: None,
@@ -96,11 +97,7 @@ async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: 
     }
 }
 
-/// A result as JSON. Our own types of texts and numbers: writing them to memory cannot fail.
-pub(super) fn to_json(result: &impl Serialize) -> Bytes {
-    /// An outcome with two devices; it grows where there are more.
-    const BYTES: usize = 1024;
-    let mut json = Vec::with_capacity(BYTES);
-    serde_json::to_writer(&mut json, result).expect("texts and numbers written to memory");
-    json.into()
+/// An event as JSON. Our own types of texts and numbers: writing them to memory cannot fail.
+pub(super) fn to_json(event: &impl Serialize) -> Bytes {
+    serde_json::to_vec(event).expect("texts and numbers written to memory").into()
 }
