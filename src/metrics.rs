@@ -6,6 +6,7 @@
 
 mod amqp;
 mod declaration;
+mod hot;
 mod labels;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use prometheus::{
 };
 
 use declaration::{Declarations, declare_build_info, register};
+use hot::Hot;
 use labels::status_label;
 
 /// All families of one process.
@@ -68,6 +70,7 @@ pub struct Metrics {
     unknown_fields: IntCounter,
     clock_skew: Gauge,
     handler_panics: IntCounter,
+    hot: Hot,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -81,7 +84,7 @@ impl Metrics {
     #[expect(clippy::too_many_lines, reason = "the one list of families reads best in one piece")]
     pub fn new() -> Arc<Self> {
         let declare = Declarations { registry: Registry::new() };
-        let metrics = Self {
+        let mut metrics = Self {
             refreshers: Mutex::new(Vec::new()),
             invites: declare.counters(
                 "ringcast_invites_total",
@@ -283,9 +286,11 @@ impl Metrics {
                 "ringcast_handler_panics_total",
                 "Invites whose handler died; each is a bug to report.",
             ),
+            hot: Hot::default(),
             registry: declare.registry,
         };
         metrics.start_at_zero();
+        metrics.hot = Hot::of(&metrics);
         declare_build_info(&metrics.registry);
         #[cfg(target_os = "linux")]
         register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
@@ -306,34 +311,14 @@ impl Metrics {
         self.refreshers.lock().push(Box::new(refresh));
     }
 
-    /// An invite is final. `app`: a configured name, or `None`.
-    pub fn invite(&self, app: Option<&str>, result: &str) {
-        self.invites.with_label_values(&[app.unwrap_or("unknown"), result]).inc();
-    }
-
-    /// A device is final.
-    pub fn device(&self, app: &str, environment: &str, result: &str) {
-        self.devices.with_label_values(&[app, environment, result]).inc();
-    }
-
     /// A device's result asks for something: a word of the outcome's `action`, not `none`.
     pub fn device_action(&self, app: &str, action: &str) {
         self.device_actions.with_label_values(&[app, action]).inc();
     }
 
-    /// APNs answered. `reason`: a word from a closed set, `none` or `other`.
-    pub fn apns_response(&self, environment: &str, status: u16, reason: &str) {
-        self.apns_responses.with_label_values(&[environment, status_label(status), reason]).inc();
-    }
-
     /// APNs answered an attempt that was given up before.
     pub fn late_answer(&self, environment: &str, status: u16) {
         self.late_answers.with_label_values(&[environment, status_label(status)]).inc();
-    }
-
-    /// Time spent in a stage: `queue`, `slot`, `apns`, `confirm`, `total`.
-    pub fn stage(&self, stage: &str, spent: Duration) {
-        self.stage_seconds.with_label_values(&[stage]).observe(spent.as_secs_f64());
     }
 
     /// APNs accepted a push with this much time left.
@@ -372,11 +357,6 @@ impl Metrics {
     pub fn apns_suspect_tokens(&self, environment: &str, count: usize) {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         self.apns_suspect_tokens.with_label_values(&[environment]).set(count);
-    }
-
-    /// An attempt starts: `first`, `unprocessed`, `transient`, `ambiguous`.
-    pub fn attempt(&self, class: &str) {
-        self.attempts.with_label_values(&[class]).inc();
     }
 
     /// How many connections are in a state: `dialing`, `usable`, `draining`. Several pools share an environment, so

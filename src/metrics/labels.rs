@@ -5,7 +5,13 @@ use prometheus::IntCounterVec;
 use super::Metrics;
 
 /// Both sides of Apple's.
-const ENVIRONMENTS: [&str; 2] = ["production", "sandbox"];
+pub(super) const ENVIRONMENTS: [&str; 2] = ["production", "sandbox"];
+
+/// Where an invite spends its time.
+pub(super) const STAGES: [&str; 5] = ["queue", "slot", "apns", "confirm", "total"];
+
+/// Why there is an attempt.
+pub(super) const ATTEMPTS: [&str; 4] = ["first", "unprocessed", "transient", "ambiguous"];
 
 /// What becomes of a dial.
 const DIALS: [&str; 2] = ["connected", "failed"];
@@ -33,10 +39,11 @@ const STATUSES: [(u16, &str); 10] = [
 ];
 
 /// What becomes of an invite whose app is known.
-const INVITES: [&str; 6] = ["accepted", "expired", "undeliverable", "unknown", "duplicate", "malformed"];
+pub(super) const INVITES: [&str; 6] =
+    ["accepted", "expired", "undeliverable", "unknown", "duplicate", "malformed"];
 
 /// What becomes of a device.
-const DEVICES: [&str; 9] = [
+pub(super) const DEVICES: [&str; 9] = [
     "accepted",
     "expired",
     "invalid_token",
@@ -64,7 +71,7 @@ impl Metrics {
     pub(super) fn start_at_zero(&self) {
         let closed: [(&IntCounterVec, &[&str]); 7] = [
             (&self.expired, &["broker", "queue", "slot", "retry"]),
-            (&self.attempts, &["first", "unprocessed", "transient", "ambiguous"]),
+            (&self.attempts, &ATTEMPTS),
             (&self.apns_goaways, &["none", OTHER]),
             (&self.credential_reloads, &["taken", "refused"]),
             (&self.spans, &["exported", "dropped", "failed"]),
@@ -76,7 +83,7 @@ impl Metrics {
                 family.with_label_values(&[*label]);
             }
         }
-        for stage in ["queue", "slot", "apns", "confirm", "total"] {
+        for stage in STAGES {
             self.stage_seconds.with_label_values(&[stage]);
         }
         let statuses = STATUSES.map(|(_, label)| label);
@@ -102,19 +109,12 @@ impl Metrics {
     /// Makes the series of the configured apps, for the same reason.
     pub fn start_apps<'a>(&self, apps: impl IntoIterator<Item = &'a str>) {
         for app in apps {
-            for result in INVITES {
-                self.invites.with_label_values(&[app, result]);
-            }
+            self.hot.start_app(self, app);
             for action in ACTIONS {
                 self.device_actions.with_label_values(&[app, action]);
             }
             for (confidence, to) in [("dead", "invalid"), ("suspect", "invalid"), ("suspect", "quarantine")] {
                 self.token_events.with_label_values(&[app, confidence, to]);
-            }
-            for environment in ENVIRONMENTS {
-                for result in DEVICES {
-                    self.devices.with_label_values(&[app, environment, result]);
-                }
             }
         }
     }
