@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::app::{App, Environment};
 use super::id::{CallId, DeviceToken};
-use super::json::{Object, Writer, kind_of};
+use super::json::{Key, Object, Writer, kind_of};
 use super::timestamp::Timestamp;
 
 /// Bytes of `caller.handle`, `caller.name` and `devices[].id` at most.
@@ -385,7 +385,7 @@ fn payload_members(payload: &Object<'_>) -> String {
     let bytes = payload.members().map(|(key, value)| key.len() + value.get().len() + PUNCTUATION).sum();
     let mut members = Writer::new(bytes);
     for (key, value) in payload.members() {
-        members.raw(key, value.get());
+        members.raw(Key::Theirs(key), value.get());
     }
     String::from_utf8(members.into_bytes()).expect("made of texts")
 }

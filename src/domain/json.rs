@@ -11,7 +11,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-pub use write::Writer;
+pub use write::{Key, Writer};
 
 /// The members of one JSON object in their order. Values are not looked into.
 #[derive(Debug, Default)]

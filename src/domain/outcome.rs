@@ -50,12 +50,12 @@ impl Outcome {
         const BYTES: usize = 1024;
         let mut json = Writer::new(BYTES);
         json.begin();
-        json.text("type", self.kind);
+        json.word("type", self.kind);
         if let Some(call_id) = self.call_id {
             json.uuid("call_id", call_id.to_uuid());
         }
         json.optional("app", self.app.as_deref());
-        json.text("result", self.result.as_str());
+        json.word("result", self.result.as_str());
         json.text("worker", &self.worker);
         json.instant("deadline", self.deadline);
         json.instant("received_at", Some(self.received_at));
@@ -249,9 +249,9 @@ impl DeviceOutcome {
     fn write(&self, json: &mut Writer) {
         json.text("token", self.token.as_str());
         json.optional("id", self.id.as_deref());
-        json.text("environment", self.environment.as_str());
-        json.text("result", self.result);
-        json.text("action", self.action);
+        json.word("environment", self.environment.as_str());
+        json.word("result", self.result);
+        json.word("action", self.action);
         if let Some(status) = self.status {
             json.number("status", status.into());
         }

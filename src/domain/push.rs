@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::app::App;
 use super::invite::Invite;
-use super::json::Writer;
+use super::json::{Key, Writer};
 use super::timestamp::Timestamp;
 
 /// Bytes of a VoIP push's body at most (Apple, *Sending notification requests to APNs*).
@@ -22,21 +22,21 @@ pub fn build_body(invite: &Invite) -> Result<Bytes, String> {
     body.begin();
     body.raw("aps", "{}");
     if !keys.call_id.is_empty() {
-        body.uuid(&keys.call_id, invite.call_id.to_uuid());
+        body.uuid(Key::Theirs(&keys.call_id), invite.call_id.to_uuid());
     }
     if !keys.opaque {
         if !keys.handle.is_empty() {
-            body.optional(&keys.handle, invite.handle.as_deref());
+            body.optional(Key::Theirs(&keys.handle), invite.handle.as_deref());
         }
         if !keys.name.is_empty() {
-            body.optional(&keys.name, invite.name.as_deref());
+            body.optional(Key::Theirs(&keys.name), invite.name.as_deref());
         }
         if let (Some(has_video), false) = (invite.has_video, keys.has_video.is_empty()) {
-            body.boolean(&keys.has_video, has_video);
+            body.boolean(Key::Theirs(&keys.has_video), has_video);
         }
     }
     if !keys.deadline.is_empty() {
-        body.signed(&keys.deadline, invite.deadline.unix_seconds());
+        body.signed(Key::Theirs(&keys.deadline), invite.deadline.unix_seconds());
     }
     if !keys.opaque {
         body.members(&invite.payload);
