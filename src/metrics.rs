@@ -8,6 +8,7 @@ mod amqp;
 mod declaration;
 mod hot;
 mod labels;
+mod shards;
 #[cfg(test)]
 mod tests;
 
@@ -17,17 +18,17 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
-    TextEncoder,
 };
 
-use declaration::{Declarations, declare_build_info, register};
+use declaration::Declarations;
 use hot::Hot;
 use labels::status_label;
 
-/// All families of one process.
+/// All families of one shard; those of the first serve the others' with them.
 pub struct Metrics {
     registry: Registry,
     refreshers: Mutex<Vec<Box<dyn Fn() + Send>>>,
+    beside: Mutex<Vec<Arc<Self>>>,
     invites: IntCounterVec,
     devices: IntCounterVec,
     device_actions: IntCounterVec,
@@ -82,10 +83,11 @@ impl std::fmt::Debug for Metrics {
 impl Metrics {
     /// Declares every family in a registry of its own, so that two workers can live in one process.
     #[expect(clippy::too_many_lines, reason = "the one list of families reads best in one piece")]
-    pub fn new() -> Arc<Self> {
+    fn declare() -> Self {
         let declare = Declarations { registry: Registry::new() };
         let mut metrics = Self {
             refreshers: Mutex::new(Vec::new()),
+            beside: Mutex::new(Vec::new()),
             invites: declare.counters(
                 "ringcast_invites_total",
                 "Invites with a final outcome, by app (`unknown` when it could not be read or is not configured) and result.",
@@ -201,7 +203,7 @@ impl Metrics {
             ),
             provider_token_mints: declare.counters(
                 "ringcast_provider_token_mints_total",
-                "Provider tokens signed, one per key and half hour: `minted`, or `failed` for a key that cannot sign.",
+                "Provider tokens signed, one per key, half hour and shard: `minted`, or `failed` for a key that cannot sign.",
                 &["environment", "result"],
             ),
             credential_expiry: declare.gauges(
@@ -249,7 +251,7 @@ impl Metrics {
             ),
             amqp_prefetch: declare.gauge(
                 "ringcast_amqp_prefetch",
-                "Deliveries that may be unsettled: `amqp.prefetch`, as it is now.",
+                "Deliveries that may be unsettled: `amqp.prefetch`, as it is now, of each shard.",
             ),
             amqp_publishes: declare.counters(
                 "ringcast_amqp_publishes_total",
@@ -291,19 +293,7 @@ impl Metrics {
         };
         metrics.start_at_zero();
         metrics.hot = Hot::of(&metrics);
-        declare_build_info(&metrics.registry);
-        #[cfg(target_os = "linux")]
-        register(&metrics.registry, prometheus::process_collector::ProcessCollector::for_self());
-        Arc::new(metrics)
-    }
-
-    /// The text exposition of every family (Prometheus text format 0.0.4).
-    pub fn render(&self) -> String {
-        for refresh in self.refreshers.lock().iter() {
-            refresh();
-        }
-        // Encoding fails only on a family without samples or a duplicate name, and `gather` yields neither.
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+        metrics
     }
 
     /// Runs `refresh` before each rendering, for gauges that only a scrape needs.
