@@ -245,6 +245,16 @@ mod tests {
         assert!(response.starts_with("HTTP/1.1 200"), "{response}");
         assert_eq!(body(&response), "alive\n");
         admin.stop();
+
+        let shards = Health::of_shards(2);
+        let admin = server(&shards[0]);
+        shards[1].silent_for(Duration::from_secs(11));
+        let response = ask(&admin, "GET", "/livez");
+        assert!(response.starts_with("HTTP/1.1 503"), "one stuck shard is enough: {response}");
+        assert!(body(&response).starts_with("the core of shard 2 has been stuck for 1"), "{response}");
+        shards[1].heartbeat();
+        assert!(ask(&admin, "GET", "/livez").starts_with("HTTP/1.1 200"));
+        admin.stop();
     }
 
     #[test]
