@@ -283,7 +283,11 @@ mod tests {
 
     #[test]
     fn the_level_of_the_log_is_shown_and_changed() {
-        let settings = logging::Settings { format: logging::Format::Json, level: "info,h2=warn".to_owned() };
+        let settings = logging::Settings {
+            format: logging::Format::Json,
+            level: "info,h2=warn".to_owned(),
+            shows_threads: false,
+        };
         let (_log, level) = logging::make(&settings).expect("a level");
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let admin = start(Settings { listen }, Metrics::new(), Health::new(), Some(level)).expect("a port");

@@ -1,8 +1,8 @@
 //! What the program is told: `config/default.toml`, then the file of `--config`, then the environment.
 //!
-//! Every mistake is found at once and reported by its dotted key with where it was set. An unknown key is a mistake, and
-//! so is a key whose feature this version does not have: nothing that an operator writes is silently ignored. Files that
-//! settings name (keys, trust roots) are read here, so that a worker that starts has everything it needs.
+//! Every mistake is found at once and reported by its dotted key with where it was set. An unknown key is a mistake: nothing
+//! that an operator writes is silently ignored. Files that settings name (keys, trust roots) are read here, so that a worker
+//! that starts has everything it needs.
 
 mod app;
 mod broker;
@@ -58,6 +58,8 @@ pub struct Config {
     pub traces: otlp::Settings,
     /// `[log]`.
     pub log: logging::Settings,
+    /// `worker.shards`: how many of them the process runs.
+    pub shards: usize,
     /// `worker.shutdown_grace`: how long finishing may take.
     pub shutdown_grace: Duration,
     /// `apns.reload_interval`: how often the files of credentials are looked at; zero: never.
@@ -115,7 +117,7 @@ where
     let variables = variables(environment);
     let mut reader = layers(file.map_or_else(|| Ok(Layer::default()), Layer::file), &variables)?;
     let amqp = broker::read(&mut reader).settings;
-    let (worker, _) = read_worker(&mut reader, || host_name(&variables));
+    let (worker, ..) = read_worker(&mut reader, || host_name(&variables));
     let log = read_log(&mut reader);
     let apps = reader.tables_below("apps");
     let of_us = |mistake: &mistake::Mistake| mistake.is_of(&["amqp", "worker", "log"]);
@@ -165,7 +167,7 @@ fn read_layers(
 fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
     let broker = broker::read(reader);
     let endpoints = endpoint::read(reader);
-    let (worker, shutdown_grace) = read_worker(reader, host_name);
+    let (worker, shards, shutdown_grace) = read_worker(reader, host_name);
     let admin = read_admin(reader);
     let traces = traces::read(reader);
     let log = read_log(reader);
@@ -187,7 +189,8 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
         apps: apps.into_iter().map(Arc::new).collect(),
         admin,
         traces,
-        log,
+        log: logging::Settings { shows_threads: shards > 1, ..log },
+        shards,
         shutdown_grace,
         reload_interval: endpoints.reload_interval,
         certificates: credentials.certificates,
@@ -196,7 +199,7 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
     })
 }
 
-fn read_worker(reader: &mut Reader, host_name: impl Fn() -> String) -> (worker::Settings, Duration) {
+fn read_worker(reader: &mut Reader, host_name: impl Fn() -> String) -> (worker::Settings, usize, Duration) {
     const MINUTE: Duration = Duration::from_mins(1);
     let mut worker = reader.section(&["worker"]);
     let name = worker.text("name", |name| match name {
@@ -207,7 +210,7 @@ fn read_worker(reader: &mut Reader, host_name: impl Fn() -> String) -> (worker::
         }
         name => Ok(name.to_owned()),
     });
-    worker.not_built("shards", "leave it at 1 and run more pods");
+    let shards = worker.number("shards", 1..=64, "each is a thread; more cores are more pods");
     let deadline_max = worker.duration(
         "deadline_max",
         Duration::from_secs(1)..=10 * MINUTE,
@@ -241,7 +244,7 @@ fn read_worker(reader: &mut Reader, host_name: impl Fn() -> String) -> (worker::
         Duration::from_secs(1)..=10 * MINUTE,
         "less answers nothing, more blocks a rollout",
     );
-    (settings, shutdown_grace)
+    (settings, shards, shutdown_grace)
 }
 
 fn read_admin(reader: &mut Reader) -> admin::Settings {
@@ -258,7 +261,7 @@ fn read_log(reader: &mut Reader) -> logging::Settings {
     let words = [("auto", Format::Auto), ("json", Format::Json), ("human", Format::Human)];
     let format = log.word("format", &words);
     let level = log.text("level", |text| logging::check(text).map(|()| text.to_owned()));
-    logging::Settings { format, level }
+    logging::Settings { format, level, shows_threads: false }
 }
 
 /// The host's name: in Kubernetes and in shells a variable, else asked of the kernel.

@@ -17,6 +17,8 @@ pub struct Settings {
     pub format: Format,
     /// `log.level`: what [`check`] found readable.
     pub level: String,
+    /// Whether lines name the thread that they come from: where there are several shards.
+    pub shows_threads: bool,
 }
 
 /// `log.format`.
@@ -91,7 +93,10 @@ pub(crate) fn make(settings: &Settings) -> Result<(Dispatch, Level), String> {
         Format::Json => false,
         Format::Auto => on_terminal,
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(on_terminal);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(on_terminal)
+        .with_thread_names(settings.shows_threads);
     let log = tracing_subscriber::registry().with(filter);
     let log = if human {
         Dispatch::new(log.with(lines))
@@ -127,7 +132,8 @@ mod tests {
 
     #[test]
     fn it_is_changed_while_the_log_runs() {
-        let settings = Settings { format: Format::Json, level: "error,h2=off".to_owned() };
+        let settings =
+            Settings { format: Format::Json, level: "error,h2=off".to_owned(), shows_threads: false };
         let (log, level) = make(&settings).expect("a filter");
         tracing::dispatcher::with_default(&log, || {
             assert_eq!(level.now(), "h2=off,error");

@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep};
@@ -25,6 +27,15 @@ use crate::metrics::Metrics;
 
 /// How often a certificate that is expired, or soon will be, is told of again.
 const REMIND_EVERY: Duration = Duration::from_hours(24);
+
+/// A shard, to which what changed is handed on.
+pub(super) struct Taker {
+    /// Of its thread: there it opens its connections.
+    pub(super) runtime: Handle,
+    pub(super) apns: Apns,
+    /// Where it finds the broker's settings.
+    pub(super) amqp: watch::Sender<amqp::Settings>,
+}
 
 /// A task that ends when this goes.
 pub(super) struct Task(AbortHandle);
@@ -43,13 +54,7 @@ impl Drop for Task {
 }
 
 /// Looks at the files every `apns.reload_interval`, and tells of certificates, for as long as the task is kept.
-pub(super) fn start(
-    config: &Config,
-    trust: &Trust,
-    apns: &Apns,
-    amqp: watch::Sender<amqp::Settings>,
-    metrics: &Arc<Metrics>,
-) -> Task {
+pub(super) fn start(config: &Config, trust: &Trust, takers: Vec<Taker>, metrics: &Arc<Metrics>) -> Task {
     let can_be_read_again = config.can_be_read_again();
     if !can_be_read_again {
         tracing::info!(
@@ -64,8 +69,8 @@ pub(super) fn start(
         current: config.clone(),
         credentials: config.apns.credentials.clone(),
         trust: trust.clone(),
-        apns: apns.clone(),
-        amqp,
+        takers,
+        broker: config.amqp.clone(),
         metrics: Arc::clone(metrics),
         refused: None,
         waiting: Vec::new(),
@@ -123,8 +128,9 @@ struct Reload {
     /// What was taken over last.
     credentials: Vec<[Credential; 2]>,
     trust: Trust,
-    apns: Apns,
-    amqp: watch::Sender<amqp::Settings>,
+    takers: Vec<Taker>,
+    /// The broker's settings that were handed on last.
+    broker: amqp::Settings,
     metrics: Arc<Metrics>,
     /// The mistakes of the last reading, so that the same are told once.
     refused: Option<String>,
@@ -216,36 +222,57 @@ impl Reload {
             self.credentials.clone_from(&credentials);
             // What was asked for before and has not come is given up.
             self.taking.shutdown().await;
-            let (apns, metrics) = (self.apns.clone(), Arc::clone(&self.metrics));
-            self.taking.spawn(async move {
-                match apns.update(&credentials).await {
-                    Ok(()) => metrics.credential_reload("taken"),
-                    Err(error) => {
-                        metrics.credential_reload("refused");
-                        tracing::warn!(%error, "new credentials cannot be used; those in use stay");
-                    }
-                }
-            });
+            self.take(credentials);
         } else if roots_changed || broker_changed {
             self.metrics.credential_reload("taken");
         }
     }
 
+    /// Each shard opens connections of its own, on its own thread. It counts as taken when the last one uses what is new.
+    fn take(&mut self, credentials: Vec<[Credential; 2]>) {
+        let credentials = Arc::new(credentials);
+        let waited_for = Arc::new(AtomicUsize::new(self.takers.len()));
+        let is_refused = Arc::new(AtomicBool::new(false));
+        for Taker { runtime, apns, .. } in &self.takers {
+            let (apns, metrics, credentials) =
+                (apns.clone(), Arc::clone(&self.metrics), Arc::clone(&credentials));
+            let (waited_for, is_refused) = (Arc::clone(&waited_for), Arc::clone(&is_refused));
+            let take = async move {
+                match apns.update(&credentials).await {
+                    Ok(()) => {
+                        if waited_for.fetch_sub(1, Ordering::Relaxed) == 1 {
+                            metrics.credential_reload("taken");
+                        }
+                    }
+                    // What one cannot use none can.
+                    Err(error) => {
+                        if !is_refused.swap(true, Ordering::Relaxed) {
+                            metrics.credential_reload("refused");
+                            tracing::warn!(%error, "new credentials cannot be used; those in use stay");
+                        }
+                    }
+                }
+            };
+            self.taking.spawn_on(take, runtime);
+        }
+    }
+
     /// Hands the broker's settings on. True where they changed.
-    fn renew_broker(&self, config: &Config) -> bool {
-        self.amqp.send_if_modified(|settings| {
-            let renewed = settings.renewed(&config.amqp);
-            let changed = renewed != *settings;
-            if changed {
-                tracing::info!(
-                    amqp.prefetch = renewed.prefetch,
-                    amqp.consumer_priority = renewed.consumer_priority,
-                    "the broker's settings changed; the next connection uses what is new of address and login"
-                );
-                *settings = renewed;
-            }
-            changed
-        })
+    fn renew_broker(&mut self, config: &Config) -> bool {
+        let renewed = self.broker.renewed(&config.amqp);
+        if renewed == self.broker {
+            return false;
+        }
+        tracing::info!(
+            amqp.prefetch = renewed.prefetch,
+            amqp.consumer_priority = renewed.consumer_priority,
+            "the broker's settings changed; the next connection uses what is new of address and login"
+        );
+        for taker in &self.takers {
+            taker.amqp.send_replace(renewed.clone());
+        }
+        self.broker = renewed;
+        true
     }
 
     /// The credentials by the worker's own indices. An app that is gone keeps what it has, and so does one that got another

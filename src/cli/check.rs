@@ -90,7 +90,11 @@ pub fn summarise(config: &Config) -> String {
         priority => format!(", consumer priority {priority}"),
     };
     let queues = config.amqp.invites.join(", ");
-    line(format!("invites from: {queues}, {} at once{priority}", config.amqp.prefetch));
+    let each = match config.shards {
+        1 => String::new(),
+        shards => format!(" by each of {shards} shards"),
+    };
+    line(format!("invites from: {queues}, {} at once{each}{priority}", config.amqp.prefetch));
     let copies = if config.amqp.live { ", copied to ringcast.live" } else { "" };
     line(format!("results to: {}{copies}", config.amqp.results_exchange));
     line(format!("worker: {}", config.worker.name));
@@ -156,6 +160,7 @@ mod tests {
             ("RINGCAST__AMQP__URI", "amqps://me:hush@broker/calls"),
             ("RINGCAST__AMQP__HOSTS", r#"["broker-2", "broker-3:5673"]"#),
             ("RINGCAST__AMQP__CONSUMER_PRIORITY", "-5"),
+            ("RINGCAST__WORKER__SHARDS", "4"),
             ("RINGCAST__APNS__PROXY", "http://proxy.internal:3128"),
             ("RINGCAST__APNS__PROXY_CREDENTIALS_FILE", &login),
             ("RINGCAST__APPS__ACME__BUNDLE_ID", "com.acme.voice"),
@@ -176,7 +181,7 @@ mod tests {
              apns sandbox: api.sandbox.push.apple.com port 443\n\
              apns proxy: proxy.internal port 3128, with a login\n\
              amqp: amqps://me:***@broker:5671, vhost \"calls\", or broker-2, broker-3:5673\n\
-             invites from: ringcast.invites, 500 at once, consumer priority -5\n\
+             invites from: ringcast.invites, 500 at once by each of 4 shards, consumer priority -5\n\
              results to: ringcast.results\n\
              worker: ringcast-7c9f\n\
              admin: 0.0.0.0:9090\n"

@@ -4,6 +4,7 @@
 //! stdin is read on a thread of its own, because a read cannot be called off; everything else stays on the core's thread.
 //! The lines of one read go to it together. At most `amqp.prefetch` invites are under way, so memory stays flat however long
 //! the input is.
+//! There is one shard, whatever `worker.shards` says: one input has one reader, and nothing hands lines from thread to thread.
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
@@ -37,6 +38,9 @@ pub fn run(config: Config) -> Result<Ending, StartError> {
 
 async fn pipe(config: Config) -> Result<Ending, StartError> {
     let mut signals = Signals::listen()?;
+    if config.shards > 1 {
+        tracing::info!(shards = config.shards, "worker.shards is for `ringcast run`; this is one shard");
+    }
     let metrics = Metrics::new();
     let prefetch = usize::from(config.amqp.prefetch);
     let (outbox, postings) = mailbox::outbox(2 * prefetch);

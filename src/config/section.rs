@@ -134,22 +134,6 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A key whose feature does not exist yet: refused by name unless it is at its default. The value is not shown.
-    pub(super) fn not_built(&mut self, key: &str, instead: &str) {
-        let path = self.path.child(key);
-        self.reader.know(&path);
-        let default = self.reader.default_entry(&path).map(|entry| entry.value.clone());
-        let set = self.reader.lookup(&path).map(|entry| entry.value.clone());
-        let same = match (&set, &default) {
-            (Some(Value::Raw(raw)), Some(Value::Text(text))) => raw == text,
-            (Some(Value::Raw(raw)), default) => Value::parse(raw) == *default,
-            (set, default) => set == default,
-        };
-        if !same {
-            self.reader.refuse(&path, &format!("is not built in this version; {instead}"));
-        }
-    }
-
     /// Says that a key exists, without reading it. True where it has a value.
     pub(super) fn know(&mut self, key: &str) -> bool {
         let path = self.path.child(key);

@@ -73,8 +73,8 @@ pub struct Confirm {
     pub confirmed: bool,
 }
 
-/// The worker's end of the flow of stories.
-#[derive(Debug)]
+/// The worker's end of the flow of stories. Clones are the same one.
+#[derive(Clone, Debug)]
 pub struct Tracer {
     stories: mpsc::Sender<Box<Story>>,
     /// For spans.

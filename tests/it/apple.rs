@@ -43,6 +43,11 @@ impl Push {
         self.0[field].as_str().unwrap_or_default()
     }
 
+    /// The connection that it came on, counted from 1.
+    pub(crate) fn connection(&self) -> u64 {
+        self.0["connection"].as_u64().expect("the journal says on which")
+    }
+
     /// When it was judged, in milliseconds since 1970.
     pub(crate) fn at_ms(&self) -> i64 {
         self.0["at_ms"].as_i64().expect("the journal says when")

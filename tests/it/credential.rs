@@ -252,6 +252,37 @@ async fn a_mistake_changes_nothing_and_is_over_when_it_is_mended() {
 }
 
 #[tokio::test]
+async fn all_shards_take_a_new_key_and_it_is_read_once() {
+    let (place, apple) = (Place::new("rotation-shards"), Apple::start().await);
+    let (mount, ports) = (Mount::new(&place), Config::bare());
+    let config = |key_id| configuration(&apple, &mount, key_id, &ports) + "[worker]\nshards = 2\n";
+    let ca = ("ca.pem", apple.ca.as_str());
+    mount.swap("1", &[ca, ("ringcast.toml", &config(OLD)), ("AuthKey_KEY1234567.p8", &apple.keys[0])]);
+    let file = mount.path("ringcast.toml");
+    let mut worker =
+        Worker::start_file(&place, file.to_str().expect("the test's paths are UTF-8"), &ports, "worker");
+    let usable = "ringcast_apns_connections{environment=\"production\",state=\"usable\"} 4\n";
+    worker.await_endpoint("/metrics", READY_WITHIN, |_, text| text.contains(usable)).await;
+
+    mount.swap("2", &[ca, ("ringcast.toml", &config(NEW)), ("AuthKey_KEY7654321.p8", &apple.keys[1])]);
+    let taken = "ringcast_credential_reloads_total{result=\"taken\"} 1\n";
+    worker.await_endpoint("/metrics", READY_WITHIN, |_, text| text.contains(taken)).await;
+    // Once the old pools have drained, their connections are neither open nor counted.
+    let drained = "ringcast_apns_connections{environment=\"production\",state=\"draining\"} 0\n";
+    let drained = |_, text: &str| [usable, drained, taken].iter().all(|line| text.contains(line));
+    worker.await_endpoint("/metrics", READY_WITHIN, drained).await;
+    let log = worker.log();
+    let taken: BTreeSet<String> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("the log is JSON"))
+        .filter(|line: &Value| line["message"] == "a new credential is in use")
+        .map(|line| line["threadName"].as_str().expect("several shards are told apart").to_owned())
+        .collect();
+    assert_eq!(taken, BTreeSet::from(["shard-1".to_owned(), "shard-2".to_owned()]), "{log}");
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn an_app_whose_topic_changes_keeps_its_key_until_a_start() {
     let (place, apple) = (Place::new("rotation-topic"), Apple::start().await);
     let (mount, ports) = (Mount::new(&place), Config::bare());

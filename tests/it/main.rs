@@ -46,6 +46,7 @@ mod proxy;
 mod reload;
 mod rollout;
 mod scaling;
+mod shards;
 mod soak;
 mod stop;
 mod tidy;

@@ -84,8 +84,27 @@ async fn answers_come_while_input_is_open_and_sigterm_drains() {
     assert_eq!(second["result"], "accepted", "what was started is finished");
 }
 
+#[tokio::test]
+async fn it_is_one_shard_and_says_so() {
+    let place = Place::new("pipe-shards");
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let mut config = Config::new(&apple);
+    config.set("worker", "shards", "3");
+    let mut pipe = start_with(&place, config);
+    pipe.write(invite("00000003-0000-4000-8000-000000000001", 60, &["ab01"]).as_bytes()).await;
+    pipe.close_stdin();
+    assert_eq!(pipe.ended(ANSWERED_WITHIN).await.code(), Some(0), "{}", pipe.last_words());
+    let (outcomes, _) = results(&pipe.stdout());
+    assert_eq!(outcomes["00000003-0000-4000-8000-000000000001"]["result"], "accepted");
+    assert!(pipe.stderr().contains("this is one shard"), "{}", pipe.last_words());
+    assert_eq!(apple.stop().await.len(), 1);
+}
+
 fn start(place: &Place, apple: &Apple) -> Process {
-    let mut config = Config::new(apple);
+    start_with(place, Config::new(apple))
+}
+
+fn start_with(place: &Place, mut config: Config) -> Process {
     // Nobody is there: a pipe needs no broker.
     config.text("amqp", "uri", "amqp://guest:guest@127.0.0.1:9/%2f");
     let file = config.write(place, "pipe.toml");

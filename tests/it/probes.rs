@@ -114,11 +114,25 @@ async fn ready_takes_both_peers_whichever_comes_first_and_alive_takes_none() {
 
 #[tokio::test]
 async fn a_worker_that_stops_says_so_and_answers_to_its_end() {
+    stop_while_one_answer_is_out(1).await;
+}
+
+/// The one that has nothing to finish is silent for longer than a stuck one may be.
+#[tokio::test]
+async fn a_shard_that_has_finished_is_not_taken_for_a_stuck_one() {
+    stop_while_one_answer_is_out(2).await;
+}
+
+async fn stop_while_one_answer_is_out(shards: usize) {
     let (place, vhost) = (Place::new("probes-stop"), Vhost::new().await);
     // The one answer that the end waits for.
     let apple = Apple::start(&place, (0, 0), "[[fault]]\ncount = 1\nlatency = \"15s\"\n").await;
     let mut config = Config::new(&apple);
-    config.text("amqp", "uri", &vhost.uri()).text("apns", "request_timeout", "30s");
+    config.text("amqp", "uri", &vhost.uri()).text("apns", "request_timeout", "30s").set(
+        "worker",
+        "shards",
+        &shards.to_string(),
+    );
     declare(&place, &config).await;
     let mut worker = Worker::start_ready(&place, &config, "worker").await;
     client::publish(&vhost.uri(), "ringcast.invites", &Plan::new(1, 63).messages()).await;

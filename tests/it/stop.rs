@@ -26,7 +26,18 @@ const LATENCY_MS: (u64, u64) = (20, 60);
 
 #[tokio::test]
 async fn a_worker_told_to_stop_finishes_what_it_started_and_another_does_the_rest() {
-    let scene = Scene::new("terminate", 2).await;
+    stop_in_the_middle(Scene::new("terminate", 2).await, PREFETCH).await;
+}
+
+#[tokio::test]
+async fn all_shards_of_a_worker_told_to_stop_finish_what_they_started() {
+    let mut scene = Scene::new("terminate-shards", 70).await;
+    scene.config.set("worker", "shards", "3");
+    stop_in_the_middle(scene, 3 * PREFETCH).await;
+}
+
+/// `held`: by the worker that is stopped, at most.
+async fn stop_in_the_middle(scene: Scene, held: usize) {
     let mut first = scene.start_and_reach_the_middle().await;
     first.stop().await;
     // Shown where the test fails.
@@ -36,7 +47,7 @@ async fn a_worker_told_to_stop_finishes_what_it_started_and_another_does_the_res
     assert_eq!(outcomes, INVITES, "one outcome for each invite");
     assert!(verdict.outcomes_doubled.is_empty(), "{verdict:?}");
     assert!(verdict.pushes_doubled.is_empty(), "what was started was finished, not repeated: {verdict:?}");
-    assert!(verdict.redelivered.len() <= PREFETCH, "only what the first one held came again");
+    assert!(verdict.redelivered.len() <= held, "only what the first one held came again");
 }
 
 #[tokio::test]

@@ -86,7 +86,8 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[apns]\nrequest_timeout = \"1.5s\"", "apns.request_timeout (c.toml:5): \"1.5s\" is not a whole number with a known unit"),
     ("[apns]\nreload_interval = \"2h\"", "apns.reload_interval (c.toml:5): \"2h\" is out of range; from \"0s\" to \"1h\" (who replaces a key waits for it to be used)"),
     ("[apns]\nrequest_timeout = \"2m\"", "apns.request_timeout (c.toml:5): \"2m\" is out of range; from \"100ms\" to \"1m\""),
-    ("[worker]\nshards = 2", "worker.shards (c.toml:5): is not built in this version; leave it at 1 and run more pods"),
+    ("[worker]\nshards = 0", "worker.shards (c.toml:5): 0 is out of range; from 1 to 64 (each is a thread; more cores are more pods)"),
+    ("[worker]\nshards = 65", "worker.shards (c.toml:5): 65 is out of range; from 1 to 64"),
     ("[worker]\nname = \"a\\tb\"", "worker.name (c.toml:5): \"a\\tb\" holds a control character; give a plain name"),
     ("[worker]\nattempts_max = 0", "worker.attempts_max (c.toml:5): 0 is out of range; from 1 to 10 (each may ring the phone)"),
     ("[worker]\ndevices_max = 1001", "worker.devices_max (c.toml:5): 1001 is out of range; from 1 to 1000"),
@@ -174,7 +175,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("RINGCAST__AMQP", "x", "amqp (RINGCAST__AMQP): is a section, not a text; set the keys in it"),
     ("RINGCAST__APPS__ACME", "x", "apps.acme (RINGCAST__APPS__ACME): is a section, not a text; set the keys in it"),
     ("RINGCAST__", "x", "\"\" (RINGCAST__): is not a known key"),
-    ("RINGCAST__WORKER__SHARDS", "4", "worker.shards (RINGCAST__WORKER__SHARDS): is not built in this version"),
+    ("RINGCAST__WORKER__SHARDS", "all", "worker.shards (RINGCAST__WORKER__SHARDS): is \"all\", but a whole number is wanted; as in RINGCAST__WORKER__SHARDS='1'"),
     ("RINGCAST__WORKER__RING_TIME_MIN", "10m", "worker.ring_time_min (RINGCAST__WORKER__RING_TIME_MIN): is not less than"),
     ("RINGCAST__APPS__ACME__AUTH__KEY_FILE", "/none", "apps.acme.auth.key_file (RINGCAST__APPS__ACME__AUTH__KEY_FILE): \"/none\" cannot be read"),
 ];
@@ -187,7 +188,13 @@ fn mistakes_in_variables_name_the_variable() {
         assert_eq!(found.len(), 1, "{variable}={value}\n{}", found.join("\n"));
         assert!(found[0].starts_with(expected), "{}\nnot\n{expected}", found[0]);
     }
-    assert!(right(&folder.app(""), &[("RINGCAST__WORKER__SHARDS", "1")]).amqp.prefetch == 500);
+    let right = |shards| right(&folder.app(""), &[("RINGCAST__WORKER__SHARDS", shards)]);
+    assert_eq!((right("1").shards, right("1").log.shows_threads), (1, false));
+    assert_eq!(
+        (right("4").shards, right("4").log.shows_threads),
+        (4, true),
+        "the log says which shard it is"
+    );
     let found = wrong(&folder.app(""), &[("RINGCAST__LOG__LEVEL", "info"), ("RINGCAST__log__LEVEL", "warn")]);
     assert_eq!(
         found,
