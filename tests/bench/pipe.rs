@@ -11,6 +11,7 @@ mod child;
 #[path = "../it/place.rs"]
 mod place;
 mod reference;
+#[allow(dead_code, reason = "what only other benchmarks keep")]
 mod report;
 mod summary;
 #[allow(dead_code, reason = "another benchmark uses more of it")]

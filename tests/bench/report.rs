@@ -1,9 +1,31 @@
-//! What was measured, as text.
+//! What was measured, as text, and as lines that a plot is drawn from.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use serde_json::Value;
+
+use super::Failure;
 use super::child::Usage;
 use super::summary;
+
+/// The files that this process has begun.
+static KEPT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Adds a line of figures to `target/bench/<name>.jsonl`, for `tests/bench/plot`. The first one of a process replaces the file that
+/// an earlier run left.
+pub fn keep(name: &str, figures: &Value) -> Result<(), Failure> {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench").join(format!("{name}.jsonl"));
+    fs::create_dir_all(file.with_file_name(""))?;
+    let anew = KEPT.lock().insert(name.to_owned());
+    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(anew).append(!anew).open(file)?;
+    writeln!(file, "{figures}")?;
+    Ok(())
+}
 
 /// One run.
 pub struct Row {
