@@ -60,6 +60,17 @@ impl Running {
         Self::spawn(name, command.stdin(Stdio::piped()).stdout(Stdio::piped()))
     }
 
+    /// Starts a command whose stdin is a pipe; its stdout goes into a file, where nobody must be woken to read it.
+    pub fn feed(
+        name: &'static str,
+        command: &mut Command,
+        stdout: fs::File,
+    ) -> Result<(Self, ChildStdin), Failure> {
+        let mut running = Self::spawn(name, command.stdin(Stdio::piped()).stdout(stdout))?;
+        let stdin = running.child.stdin.take().ok_or("its stdin is a pipe, but it is gone")?;
+        Ok((running, stdin))
+    }
+
     /// Starts a server that says in one line on stderr where it listens; that line comes back.
     pub fn serve(name: &'static str, command: &mut Command) -> Result<(Self, String), Failure> {
         let mut running =

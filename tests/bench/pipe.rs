@@ -10,6 +10,7 @@ mod child;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/place.rs"]
 mod place;
+#[allow(dead_code, reason = "another benchmark feeds it")]
 mod reference;
 #[allow(dead_code, reason = "what only other benchmarks keep")]
 mod report;

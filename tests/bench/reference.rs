@@ -4,9 +4,12 @@
 //! `ringcast pipe` does, and sends requests that are the same byte for byte but for ids, tokens and times. It reads no
 //! invite, looks at no clock, retries nothing, remembers nothing and writes no outcome. What Ringcast costs beyond it is
 //! Ringcast's own; what it costs itself is the price of HTTP/2 over TLS with this library.
+//!
+//! Fed, it sends what comes on stdin, when it comes: of each line it takes call id and token, and that is all it knows of invites.
 
 use std::cell::Cell;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -20,6 +23,8 @@ use p256::ecdsa::{Signature, SigningKey};
 use p256::pkcs8::DecodePrivateKey;
 use ringcast::apns::{Endpoint, dial, tls};
 use ringcast::clock::Clock;
+use tokio::io::AsyncBufReadExt;
+use tokio::net::unix::pipe;
 use tokio::task::{JoinSet, LocalSet};
 
 use super::{Failure, KEY_ID, TEAM_ID, TOPIC, traffic};
@@ -64,19 +69,75 @@ pub fn run(task: &Task) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn push_all(task: &Task) -> Result<(), Failure> {
-    let tls = tls::Tls::new(&tls::Trust::load(Some(&task.identity.join("ca.pem")))?, None)?;
-    let endpoint = Endpoint { host: "127.0.0.1".to_owned(), port: task.port };
-    let dial = dial::tls_dial(endpoint, tls);
-    let template = Rc::new(Template::new(task)?);
-    let address = (std::net::Ipv4Addr::LOCALHOST, task.port).into();
+/// What the reference is told that sends what comes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Fed {
+    /// The endpoint's port on 127.0.0.1
+    #[arg(long)]
+    pub port: u16,
+    /// The folder with its identity
+    #[arg(long)]
+    pub identity: std::path::PathBuf,
+    /// Connections
+    #[arg(long)]
+    pub connections: u64,
+}
+
+/// Sends each line of stdin as it comes, until stdin has ended and all is answered.
+pub fn run_fed(fed: &Fed) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, push_as_they_come(fed))
+}
+
+async fn push_as_they_come(fed: &Fed) -> Result<(), Failure> {
+    let template = Rc::new(Template::new(&fed.identity, fed.port)?);
+    let senders = connect(&fed.identity, fed.port, fed.connections).await?;
+    let stdin = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
+    let mut stdin = tokio::io::BufReader::with_capacity(1 << 16, stdin);
+    let mut pushes = JoinSet::new();
+    let mut line = String::new();
+    for sender in senders.iter().cycle() {
+        line.clear();
+        if stdin.read_line(&mut line).await? == 0 {
+            break;
+        }
+        let (call_id, token) = (text_of(&line, "call_id")?.to_owned(), text_of(&line, "token")?.to_owned());
+        let (template, sender) = (Rc::clone(&template), sender.clone());
+        pushes.spawn_local(async move { push(&template, &sender, &call_id, &token).await });
+        while let Some(ended) = pushes.try_join_next() {
+            ended??;
+        }
+    }
+    while let Some(ended) = pushes.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+/// A text of a JSON line without blanks that holds nothing to escape.
+fn text_of<'a>(line: &'a str, name: &str) -> Result<&'a str, Failure> {
+    let (_, rest) = line.split_once(name).ok_or("an invite lacks a name")?;
+    Ok(rest.strip_prefix("\":\"").and_then(|rest| rest.split_once('"')).ok_or("an invite lacks a text")?.0)
+}
+
+async fn connect(identity: &Path, port: u16, connections: u64) -> Result<Vec<SendRequest<Bytes>>, Failure> {
+    let tls = tls::Tls::new(&tls::Trust::load(Some(&identity.join("ca.pem")))?, None)?;
+    let dial = dial::tls_dial(Endpoint { host: "127.0.0.1".to_owned(), port }, tls);
+    let address = (std::net::Ipv4Addr::LOCALHOST, port).into();
     let mut senders = Vec::new();
-    for _ in 0..task.connections {
+    for _ in 0..connections {
         let (sender, connection) =
             h2::client::Builder::new().enable_push(false).handshake(dial.connect(address).await?).await?;
         tokio::spawn(connection);
         senders.push(sender);
     }
+    Ok(senders)
+}
+
+async fn push_all(task: &Task) -> Result<(), Failure> {
+    let template = Rc::new(Template::new(&task.identity, task.port)?);
+    let senders = connect(&task.identity, task.port, task.connections).await?;
+    let run = task.run;
     let (accepted, pushes) = (Rc::new(Cell::new(0_u64)), task.pushes);
     let mut lanes = JoinSet::new();
     for (first, sender) in (0..task.streams).zip(senders.iter().cycle()) {
@@ -84,7 +145,8 @@ async fn push_all(task: &Task) -> Result<(), Failure> {
         let numbers = (first..task.pushes).step_by(usize::try_from(task.streams)?);
         lanes.spawn_local(async move {
             for number in numbers {
-                push(&template, &sender, number).await?;
+                let (call_id, token) = (traffic::call_id(run, number), traffic::token(run, number));
+                push(&template, &sender, &call_id, &token).await?;
                 accepted.set(accepted.get() + 1);
                 if accepted.get().is_multiple_of(PUSHES_A_LINE) || accepted.get() == pushes {
                     writeln!(io::stdout(), "{}", accepted.get())?;
@@ -99,19 +161,26 @@ async fn push_all(task: &Task) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn push(template: &Template, sender: &SendRequest<Bytes>, number: u64) -> Result<(), Failure> {
-    let call_id = traffic::call_id(template.run, number);
-    let body = Bytes::from(traffic::push_body(&call_id, template.deadline));
-    let request = template.request(&call_id, &traffic::token(template.run, number))?;
+async fn push(
+    template: &Template,
+    sender: &SendRequest<Bytes>,
+    call_id: &str,
+    token: &str,
+) -> Result<(), Failure> {
+    let body = Bytes::from(traffic::push_body(call_id, template.deadline));
+    let request = template.request(call_id, token)?;
     let (answer, mut stream) = sender.clone().ready().await?.send_request(request, false)?;
     stream.send_data(body, true)?;
     let status = answer.await?.status();
-    if status == StatusCode::OK { Ok(()) } else { Err(format!("push {number} was answered {status}").into()) }
+    if status == StatusCode::OK {
+        Ok(())
+    } else {
+        Err(format!("the push of {call_id} was answered {status}").into())
+    }
 }
 
 /// What is the same in every request.
 struct Template {
-    run: u32,
     deadline: ringcast::domain::timestamp::Timestamp,
     authority: Authority,
     authorization: HeaderValue,
@@ -119,13 +188,12 @@ struct Template {
 }
 
 impl Template {
-    fn new(task: &Task) -> Result<Self, Failure> {
-        let mut authorization = HeaderValue::try_from(format!("bearer {}", provider_token(&task.identity)?))?;
+    fn new(identity: &Path, port: u16) -> Result<Self, Failure> {
+        let mut authorization = HeaderValue::try_from(format!("bearer {}", provider_token(identity)?))?;
         authorization.set_sensitive(true);
         Ok(Self {
-            run: task.run,
             deadline: traffic::deadline(),
-            authority: Authority::try_from(format!("127.0.0.1:{}", task.port))?,
+            authority: Authority::try_from(format!("127.0.0.1:{port}"))?,
             authorization,
             topic: HeaderValue::from_static(TOPIC),
         })

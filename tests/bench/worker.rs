@@ -1,0 +1,76 @@
+//! Ringcast as the benchmarks start it: which settings it gets, and nothing of the caller's own.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Failure, KEY_ID, TEAM_ID, TOPIC};
+
+/// What differs from the defaults.
+#[derive(Clone, Copy, Debug)]
+pub struct Worker {
+    pub prefetch: u64,
+    pub connections: u64,
+    /// Apps, named by `app()`.
+    pub apps: u64,
+    /// Keys that the apps have in turn, named by `key_id()`; each makes a pool.
+    pub keys: u64,
+}
+
+impl Worker {
+    /// The defaults, said aloud because others take the same.
+    pub const DEFAULT: Self = Self { prefetch: 500, connections: 2, apps: 1, keys: 1 };
+
+    /// The settings as a file; APNs is whoever listens at `port` with the identity in that folder. `more` comes last but for the apps.
+    pub fn config(&self, to: &Path, identity: &Path, port: u16, more: &str) -> Result<PathBuf, Failure> {
+        // A TOML text, quoted and escaped.
+        let file = |name: &str| format!("{:?}", identity.join(name).display().to_string());
+        let (ca_file, Self { prefetch, connections, .. }) = (file("ca.pem"), self);
+        let bundle_id = TOPIC.trim_end_matches(".voip");
+        let most = (*connections).max(8);
+        let mut text = format!(
+            "[amqp]\nprefetch = {prefetch}\n[apns]\nproduction = \"https://127.0.0.1:{port}\"\nca_file = {ca_file}\n\
+             connections = {connections}\nconnections_max = {most}\nrequest_timeout = \"60s\"\n[log]\nlevel = \"warn,lapin=off\"\n\
+             {more}"
+        );
+        for number in 0..self.apps {
+            let (app, key_id) = (app(number), key_id(number % self.keys));
+            let key_file = file(&format!("AuthKey_{key_id}.p8"));
+            write!(
+                text,
+                "[apps.{app}]\nbundle_id = \"{bundle_id}\"\n[apps.{app}.auth]\nteam_id = \"{TEAM_ID}\"\nkey_id = \"{key_id}\"\n\
+                 key_file = {key_file}\n"
+            )?;
+        }
+        fs::write(to, text)?;
+        Ok(to.to_owned())
+    }
+}
+
+/// The name of an app; the first one is the one that invites have by themselves.
+pub fn app(number: u64) -> String {
+    if number == 0 { "acme".to_owned() } else { format!("acme-{number}") }
+}
+
+/// The id of a key; the first one is the simulator's own.
+pub fn key_id(number: u64) -> String {
+    if number == 0 { KEY_ID.to_owned() } else { format!("KEY{number:07}") }
+}
+
+/// `ringcast` with these arguments, in an environment without settings.
+pub fn ringcast(verb: &str, config: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringcast"));
+    free_of_settings(&mut command);
+    command.arg(verb).arg("--config").arg(config);
+    command
+}
+
+/// Takes the caller's own settings away.
+pub fn free_of_settings(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("RINGCAST__") {
+            command.env_remove(name);
+        }
+    }
+}
