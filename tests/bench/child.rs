@@ -152,6 +152,13 @@ impl Running {
         if nanos == 0 { Err("the kernel keeps no schedstat".into()) } else { Ok(Duration::from_nanos(nanos)) }
     }
 
+    /// What is resident now (`VmRSS`), in KiB.
+    pub fn resident_kib(&self) -> Result<u64, Failure> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let now = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).map(str::trim);
+        Ok(now.and_then(|now| now.strip_suffix(" kB")).ok_or("it has no VmRSS: it ended")?.parse()?)
+    }
+
     /// Waits for its end, which its closed stdin brings about; any exit code but 0 is a failure.
     pub fn finish(mut self) -> Result<(), Failure> {
         let status = self.child.wait()?;
