@@ -47,6 +47,7 @@ mod reload;
 mod rollout;
 mod scaling;
 mod shards;
+mod sizing;
 mod soak;
 mod stop;
 mod tidy;
