@@ -18,6 +18,8 @@ mod place;
 mod reference;
 #[allow(dead_code, reason = "another benchmark prints with it")]
 mod report;
+mod summary;
+#[allow(dead_code, reason = "another benchmark reads more of an invite")]
 mod traffic;
 #[allow(dead_code, reason = "another benchmark has many apps")]
 mod worker;
@@ -211,28 +213,25 @@ fn conclude(rate: u64, capacity: f64, pairs: &[(Times, Times)], smoke: bool) -> 
     {
         let rounds: Vec<f64> =
             pairs.iter().map(|(ours, bare)| ours.micros(permille) / bare.micros(permille)).collect();
-        let texts: Vec<String> = rounds.iter().map(|ratio| format!("{ratio:.2}")).collect();
-        let ratio = median(rounds);
-        let limit = limit.map_or_else(String::new, |limit| format!(", at most {limit}"));
-        println!("  {name:<5} median {ratio:.2} (rounds: {}){limit}", texts.join(" "));
+        let ratio = summary::median(&rounds);
+        let limit = limit.map_or_else(String::new, |limit| format!("at most {limit}"));
+        summary::rounds(&format!("{name} at {rate}/s, ringcast / bare h2"), &rounds, &limit);
         ratios.insert(name.to_owned(), json!(ratio));
     }
     if smoke {
         return Ok(());
     }
     let of = |who: fn(&(Times, Times)) -> &Times| {
-        let at = |permille| median(pairs.iter().map(|pair| who(pair).micros(permille)).collect());
+        let at = |permille| {
+            let rounds: Vec<f64> = pairs.iter().map(|pair| who(pair).micros(permille)).collect();
+            summary::median(&rounds)
+        };
         json!({ "p50": at(500), "p99": at(990), "p99.9": at(999) })
     };
     let figures = json!({
         "rate": rate, "capacity": capacity, "ratio": ratios, "ringcast_us": of(|pair| &pair.0), "bare_us": of(|pair| &pair.1),
     });
     report::keep("clock", &figures)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]

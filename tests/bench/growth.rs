@@ -13,7 +13,6 @@ mod place;
 #[allow(dead_code, reason = "another benchmark prints with it")]
 mod report;
 mod shape;
-#[allow(dead_code, reason = "report.rs prints with it")]
 mod summary;
 #[allow(dead_code, reason = "outcomes are judged by their shape")]
 mod traffic;
@@ -197,9 +196,10 @@ impl Row {
         let mut times = Vec::new();
         for (name, cost) in costs {
             // Rounds are compared each with itself: the machine is another one in the next.
-            let ratio =
-                median(cost.micros.iter().zip(&first.micros).map(|(this, first)| this / first).collect());
-            let micros = median(cost.micros.clone());
+            let ratios: Vec<f64> =
+                cost.micros.iter().zip(&first.micros).map(|(this, first)| this / first).collect();
+            let ratio = summary::median(&ratios);
+            let micros = summary::median(&cost.micros);
             let counted = cost.instructions.zip(first.instructions);
             let (instructions, counted) = match counted {
                 Some((this, first)) => (format!("{this:.0}"), format!("{:.2}", this / first)),
@@ -214,10 +214,11 @@ impl Row {
                 )?;
             }
         }
-        println!("  {} of CPU, at most {GROWTH_MAX} or explained", spread(&times));
+        let limit = format!("at most {GROWTH_MAX}, or explained");
+        summary::line(&format!("{}: CPU a push", self.name), &spread(&times), &limit);
         let counted: Vec<f64> = costs.iter().filter_map(|(_, cost)| cost.instructions).collect();
         if counted.len() > 1 {
-            println!("  {} of instructions", spread(&counted));
+            summary::line(&format!("{}: instructions a push", self.name), &spread(&counted), &limit);
         }
         Ok(())
     }
@@ -229,7 +230,7 @@ fn explain(costs: &[(String, Cost)]) -> Result<(), Failure> {
     let sizes: Vec<(f64, f64)> = costs
         .iter()
         .map(|(name, cost)| {
-            let cost = cost.instructions.unwrap_or_else(|| median(cost.micros.clone()));
+            let cost = cost.instructions.unwrap_or_else(|| summary::median(&cost.micros));
             Ok((name.parse()?, cost))
         })
         .collect::<Result<_, Failure>>()?;
@@ -250,11 +251,6 @@ fn spread(values: &[f64]) -> String {
     let most = values.iter().copied().fold(f64::MIN, f64::max);
     let least = values.iter().copied().fold(f64::MAX, f64::min);
     format!("largest / smallest {:.2}", most / least)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]

@@ -18,6 +18,7 @@ mod place;
 mod report;
 #[allow(dead_code, reason = "another benchmark uses more of it")]
 mod shape;
+mod summary;
 #[allow(dead_code, reason = "outcomes are judged by their shape")]
 mod traffic;
 #[allow(dead_code, reason = "another benchmark uses more of it")]
@@ -113,6 +114,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     if !arguments.without_broker && !smoke {
         let idle = mib(tokio::runtime::Runtime::new()?.block_on(bed.idle())?);
         println!("ringcast run, ready, no calls yet: {idle:.1} MiB, at most {IDLE_MAX}\n");
+        summary::line("ringcast run at idle", &format!("{idle:.1} MiB"), &format!("at most {IDLE_MAX}"));
         report::keep("memory", &json!({ "idle_mib": idle, "program": "run" }))?;
         if idle > IDLE_MAX {
             beyond.push(format!("{idle:.1} MiB at idle"));
@@ -148,6 +150,12 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
                 &json!({ "program": "pipe", "pushes": invites * devices, "idle_mib": mib(idle), "peak_mib": mib(peak), "push_kib": push }),
             )?;
         }
+        let pushes = invites * devices;
+        summary::line(
+            &format!("a push, {pushes} in flight"),
+            &format!("{push:.2} KiB"),
+            &format!("at most {PUSH_MAX}"),
+        );
         if push > PUSH_MAX {
             beyond.push(format!("{push:.1} KiB a push, {} in flight", invites * devices));
         }
