@@ -12,6 +12,7 @@ mod child;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/place.rs"]
 mod place;
+mod summary;
 #[allow(dead_code, reason = "the other benchmarks use more of it")]
 mod traffic;
 
@@ -129,7 +130,7 @@ async fn measure(arguments: &Arguments) -> Result<(), Failure> {
             kind.pairs.push((worker, bare));
         }
     }
-    println!("\nmedians of {rounds} rounds, worker / bare loop:");
+    println!();
     for kind in &kinds {
         kind.tell();
     }
@@ -149,33 +150,20 @@ impl Kind {
     }
 
     fn tell(&self) {
-        let rate = self.ratio(|row| row.rate);
-        let cpu = self.ratio(|row| row.micros(row.usage.cpu()));
-        let more = median(
-            self.pairs
-                .iter()
-                .map(|(worker, bare)| worker.micros(worker.usage.cpu()) - bare.micros(bare.usage.cpu())),
-        );
-        let limits = if self.devices == 1 {
-            format!("; wanted: at least {RATE_MIN}, at most {CPU_MAX}")
-        } else {
-            String::new()
-        };
-        let (workers, devices) = (self.workers, self.devices);
-        println!(
-            "workers {workers}, devices {devices}: rate {rate:.2}, CPU {cpu:.2} ({more:+.1} us){limits}"
-        );
+        let rate = self.each(|row| row.rate, |worker, bare| worker / bare);
+        let cpu = self.each(|row| row.micros(row.usage.cpu()), |worker, bare| worker / bare);
+        let more = self.each(|row| row.micros(row.usage.cpu()), |worker, bare| worker - bare);
+        let limit = |limit: String| if self.devices == 1 { limit } else { String::new() };
+        let what = format!("relay, workers {}, devices {}, worker / bare loop", self.workers, self.devices);
+        summary::rounds(&format!("{what}: rate"), &rate, &limit(format!("at least {RATE_MIN}")));
+        summary::rounds(&format!("{what}: CPU an invite"), &cpu, &limit(format!("at most {CPU_MAX}")));
+        println!("CPU of the worker beyond the bare loop's: {:.1} us an invite\n", summary::median(&more));
     }
 
-    fn ratio(&self, of: impl Fn(&Row) -> f64) -> f64 {
-        median(self.pairs.iter().map(|(worker, bare)| of(worker) / of(bare)))
+    /// Of each round, what both sides come to.
+    fn each(&self, of: impl Fn(&Row) -> f64, both: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+        self.pairs.iter().map(|(worker, bare)| both(of(worker), of(bare))).collect()
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// The middle of a run, from a tenth to nine tenths.
