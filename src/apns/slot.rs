@@ -192,8 +192,13 @@ impl State {
             return Some(self.tell_closed());
         }
         let pace = self.pace(connections_max)?;
+        // To count them takes as long as they are many, so only where it can matter.
+        let in_time = pace.in_time(deadline);
+        if self.waiters.len() < in_time {
+            return None;
+        }
         let before = self.waiters.range(..(deadline, u64::MAX)).count();
-        pace.tell_late(before, deadline)
+        (before >= in_time).then(|| pace.tell_late(before))
     }
 
     /// Tells those who wait in vain. Others may have come before them since they came.
@@ -206,11 +211,15 @@ impl State {
                 let _ = waiter.slot.send(Err(NoSlot::Late(Some(why.clone()))));
             }
         }
-        if let Some(pace) = self.pace(connections_max) {
+        // Who has the least time left is the first that others can make late.
+        if let Some(pace) = self.pace(connections_max)
+            && let Some(((earliest, _), _)) = self.waiters.first_key_value()
+            && self.waiters.len() > pace.in_time(*earliest)
+        {
             let mut stay = BTreeMap::new();
             for (key, waiter) in std::mem::take(&mut self.waiters) {
-                if let Some(why) = pace.tell_late(stay.len(), key.0) {
-                    let _ = waiter.slot.send(Err(NoSlot::Late(Some(why))));
+                if stay.len() >= pace.in_time(key.0) {
+                    let _ = waiter.slot.send(Err(NoSlot::Late(Some(pace.tell_late(stay.len())))));
                 } else {
                     stay.insert(key, waiter);
                 }
@@ -333,17 +342,19 @@ struct Pace {
 }
 
 impl Pace {
-    /// Says that with so many before it a wait ends after the deadline, if it does.
-    fn tell_late(&self, before: usize, deadline: Instant) -> Option<String> {
-        let rounds = u32::try_from(before / self.at_once).unwrap_or(u32::MAX);
-        let is_late = Instant::now() + self.fastest.saturating_mul(rounds) >= deadline;
-        is_late.then(|| {
-            format!(
-                "{before} with less time left wait for {} streams, {} ms each at best",
-                self.at_once,
-                self.fastest.as_millis()
-            )
-        })
+    /// With so many before it, or more, a wait ends at its deadline or later.
+    fn in_time(&self, deadline: Instant) -> usize {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let rounds = left.as_nanos().div_ceil(self.fastest.as_nanos().max(1));
+        usize::try_from(rounds).unwrap_or(usize::MAX).saturating_mul(self.at_once)
+    }
+
+    fn tell_late(&self, before: usize) -> String {
+        format!(
+            "{before} with less time left wait for {} streams, {} ms each at best",
+            self.at_once,
+            self.fastest.as_millis()
+        )
     }
 }
 
