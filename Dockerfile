@@ -17,8 +17,8 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,id=ringcast-target-${TARGETARCH},target=/build/target,sharing=locked \
     touch src/lib.rs src/main.rs src/bin/apns-simulator.rs && \
-    cargo auditable build --locked --release --bin ringcast --bin apns-simulator && \
-    install -D -m 755 -t image/usr/bin target/release/ringcast target/release/apns-simulator && \
+    cargo auditable build --locked --profile dist --bin ringcast --bin apns-simulator && \
+    install -D -m 755 -t image/usr/bin target/dist/ringcast target/dist/apns-simulator && \
     strip --strip-debug image/usr/bin/*
 # What the programs consist of; and the one library that the base lacks, told to scanners as the base tells its own packages.
 RUN doc=image/usr/share/doc library=lib/$(gcc -print-multiarch) && \

@@ -12,7 +12,7 @@ use ringcast::domain::id::CallId;
 use ringcast::domain::outcome::InviteResult;
 use ringcast::logging::{self, Level};
 
-/// glibc's takes five times as many instructions a call, and grows with what several threads free for each other.
+/// glibc's takes three times as many instructions a push.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

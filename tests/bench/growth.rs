@@ -125,7 +125,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     println!("ringcast {} ({profile}), {cores} cores", env!("CARGO_PKG_VERSION"));
     let counted = !smoke && drive::valgrind();
     if !counted && !smoke {
-        println!("no instructions: valgrind is not installed (apt-get install valgrind)");
+        println!("no instructions: valgrind is not installed (tests/run packages)");
     }
 
     if "invites".starts_with(&arguments.row) {

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use super::Failure;
 
-/// What the C library calls its functions that allocate; Rust's own allocator is these. A block that grows counts, as in
+/// What allocates, by name: the C library's functions, and mimalloc's, which are Rust's in `ringcast`. A block that grows counts, as in
 /// Valgrind's own "total heap usage".
 const ALLOCATORS: [&str; 9] = [
     "malloc",
