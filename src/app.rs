@@ -64,18 +64,27 @@ impl StartError {
 
 /// Runs a future on the one thread that an invite's whole road takes.
 pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
-    Ok(run_on(runtime()?, future))
+    Ok(run_on(&runtime()?, future))
 }
 
-fn runtime() -> io::Result<Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+fn runtime() -> io::Result<Thread> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(Thread(Some(runtime)))
 }
 
-fn run_on<F: Future>(runtime: Runtime, future: F) -> F::Output {
-    let output = runtime.block_on(future);
-    // What still blocks (a name lookup) must not hold the end up.
-    runtime.shutdown_background();
-    output
+fn run_on<F: Future>(thread: &Thread, future: F) -> F::Output {
+    thread.0.as_ref().expect("it is taken by its drop alone").block_on(future)
+}
+
+/// The runtime of one thread. However it ends, by a panic or unused, what still blocks (a name lookup) does not hold it up.
+struct Thread(Option<Runtime>);
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// `ringcast run`: the worker, until a signal. `read` gives its settings, or what went wrong with them; signals are listened to
@@ -158,7 +167,7 @@ pub async fn serve(
 
 /// None for a single shard, which stays on the thread that asks; else one for each, for threads of their own. And the handles of
 /// those that the shards run on.
-fn runtimes(count: usize) -> io::Result<(Vec<Runtime>, Vec<Handle>)> {
+fn runtimes(count: usize) -> io::Result<(Vec<Thread>, Vec<Handle>)> {
     if count == 1 {
         return Ok((Vec::new(), vec![Handle::current()]));
     }
@@ -169,7 +178,8 @@ fn runtimes(count: usize) -> io::Result<(Vec<Runtime>, Vec<Handle>)> {
         tracing::warn!(shards = count, cores, "worker.shards is more than the processors that there are");
     }
     let runtimes = (0..count).map(|_| runtime()).collect::<io::Result<Vec<_>>>()?;
-    let handles = runtimes.iter().map(|runtime| runtime.handle().clone()).collect();
+    let handles =
+        runtimes.iter().flat_map(|thread| &thread.0).map(|runtime| runtime.handle().clone()).collect();
     Ok((runtimes, handles))
 }
 

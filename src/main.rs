@@ -12,10 +12,6 @@ use ringcast::domain::id::CallId;
 use ringcast::domain::outcome::InviteResult;
 use ringcast::logging::{self, Level};
 
-/// glibc's takes three times as many instructions a push.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Done.
 const DONE: u8 = 0;
 /// Anything else, a grace that ran out included.

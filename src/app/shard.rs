@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::core::{Core, Setup};
 use super::reload::{self, Taker};
-use super::{Ending, StartError, run_on};
+use super::{Ending, StartError, Thread, run_on};
 use crate::admin::{Health, Readiness};
 use crate::amqp::supervisor::{self, Phase, Supervisor};
 use crate::amqp::{self, State, Status};
@@ -204,7 +204,7 @@ impl Stop {
 /// Errors: the system gives no thread.
 pub(super) fn run_all(
     shards: Vec<Shard>,
-    runtimes: Vec<Runtime>,
+    runtimes: Vec<Thread>,
 ) -> io::Result<(Stop, impl Future<Output = Ending>)> {
     let (mut alone, mut apart) = (None, FuturesUnordered::new());
     let (mut stop, mut runtimes) = (Stop(Vec::new()), runtimes.into_iter());
@@ -234,14 +234,14 @@ pub(super) fn run_all(
 /// Runs a shard on a thread of its own, until it ends by itself or the sender of `stop` is gone.
 fn run_apart<F: Future<Output = Ending>>(
     number: usize,
-    runtime: Runtime,
+    runtime: Thread,
     stop: watch::Receiver<bool>,
     run: impl FnOnce(watch::Receiver<bool>) -> F + Send + 'static,
 ) -> io::Result<impl Future<Output = Ending>> {
     let (tell, ended) = oneshot::channel();
     let mut gone = stop.clone();
     let work = move || {
-        let ending = run_on(runtime, async {
+        let ending = run_on(&runtime, async {
             tokio::select! {
                 biased;
                 ending = run(stop) => ending,

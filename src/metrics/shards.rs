@@ -13,7 +13,7 @@ use super::Metrics;
 use super::declaration::{declare_build_info, register};
 
 /// Gauges of which the largest one counts: what is wrong in one shard is wrong. All that stand in neither list add up.
-const LARGEST: [&str; 8] = [
+const LARGEST: [&str; 7] = [
     "ringcast_amqp_blocked",
     "ringcast_amqp_missing",
     "ringcast_amqp_oldest_untaken_seconds",
@@ -21,12 +21,16 @@ const LARGEST: [&str; 8] = [
     "ringcast_apns_oldest_unanswered_seconds",
     "ringcast_breaker_open",
     "ringcast_clock_skew_seconds",
-    "ringcast_provider_token_age_seconds",
 ];
 
 /// Gauges of which the smallest one counts: what one shard does not have the worker does not have in full.
-const SMALLEST: [&str; 3] =
-    ["ringcast_amqp_connected", "ringcast_amqp_reading", "ringcast_credential_expiry_timestamp_seconds"];
+/// And the age of the newest provider token, since a shard takes a new one with its next push.
+const SMALLEST: [&str; 4] = [
+    "ringcast_amqp_connected",
+    "ringcast_amqp_reading",
+    "ringcast_credential_expiry_timestamp_seconds",
+    "ringcast_provider_token_age_seconds",
+];
 
 impl Metrics {
     /// Those of a process, which are those of its first shard, too.

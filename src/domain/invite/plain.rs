@@ -5,13 +5,16 @@
 
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::{Device, Invite, Rules, TEXT_BYTES_MAX, mark_duplicates, payload_members};
 use crate::domain::app::Environment;
 use crate::domain::id::{CallId, DeviceToken};
 use crate::domain::json::{Object, Text};
 use crate::domain::timestamp::Timestamp;
+
+/// The most that `worker.devices_max` can be.
+const DEVICES_MAX: usize = 1000;
 
 /// The invite; `None` where anything is odd.
 pub(super) fn read(text: &str, rules: &Rules, now: Timestamp) -> Option<Invite> {
@@ -26,7 +29,7 @@ pub(super) fn read(text: &str, rules: &Rules, now: Timestamp) -> Option<Invite> 
     let created_at = instant(given(fields.created_at))?;
     let caller = given(fields.caller).map(|caller| caller.0).unwrap_or_default();
     let (handle, name) = (short_text(given(caller.handle))?, short_text(given(caller.name))?);
-    let given_devices = given(fields.devices)?;
+    let given_devices = given(fields.devices)?.0;
     if given_devices.is_empty() || given_devices.len() > rules.devices_max {
         return None;
     }
@@ -106,7 +109,7 @@ struct Fields<'a> {
     created_at: Field<Text<'a>>,
     caller: Field<Members<CallerFields<'a>>>,
     has_video: Field<bool>,
-    devices: Field<Vec<Members<DeviceFields<'a>>>>,
+    devices: Field<Devices<'a>>,
     payload: Field<Object<'a>>,
 }
 
@@ -192,6 +195,36 @@ impl<'de, T: Take<'de>> Deserialize<'de> for Members<T> {
 }
 
 struct MembersVisitor<T>(PhantomData<T>);
+
+/// Devices, and not more of them than any setting allows: those of a huge invite are not even held.
+struct Devices<'a>(Vec<Members<DeviceFields<'a>>>);
+
+impl<'de> Deserialize<'de> for Devices<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(DevicesVisitor)
+    }
+}
+
+struct DevicesVisitor;
+
+impl<'de> Visitor<'de> for DevicesVisitor {
+    type Value = Devices<'de>;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("devices")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut devices = Vec::new();
+        while let Some(device) = list.next_element()? {
+            if devices.len() == DEVICES_MAX {
+                return Err(odd());
+            }
+            devices.push(device);
+        }
+        Ok(Devices(devices))
+    }
+}
 
 impl<'de, T: Take<'de>> Visitor<'de> for MembersVisitor<T> {
     type Value = Members<T>;

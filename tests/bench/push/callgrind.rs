@@ -8,20 +8,9 @@ use std::process::Command;
 
 use super::Failure;
 
-/// What allocates, by name: the C library's functions, and mimalloc's, which are Rust's in `ringcast`. A block that grows counts, as in
+/// What the C library calls its functions that allocate; Rust's own allocator is these. A block that grows counts, as in
 /// Valgrind's own "total heap usage".
-const ALLOCATORS: [&str; 9] = [
-    "malloc",
-    "calloc",
-    "realloc",
-    "posix_memalign",
-    "aligned_alloc",
-    "memalign",
-    // mimalloc's, as Rust calls them.
-    "mi_malloc_aligned",
-    "mi_zalloc_aligned",
-    "mi_realloc_aligned",
-];
+const ALLOCATORS: [&str; 6] = ["malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc", "memalign"];
 
 /// The heart of SHA-256. Valgrind knows no instructions for it, so what it counts is not what a machine that has them does.
 const SHA256: &str = "sha256_block_data_order";
