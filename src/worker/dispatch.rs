@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::{Either, FutureExt, join_all};
 use tokio::time::{Instant, sleep};
 
 use super::gateway::{Gateway, Push};
@@ -88,4 +89,16 @@ pub(super) async fn dispatch<G: Gateway>(
     let attempts = progress.attempts();
     let latency = push.trail.first().filter(|_| attempts > 0).map(|first| ended - first);
     Dispatched { verdict, attempts, latency, response, error, ended, notes }
+}
+
+/// Waits for all of them; for one without the machinery that several take.
+pub(super) fn all<F: Future>(
+    mut futures: impl ExactSizeIterator<Item = F>,
+) -> impl Future<Output = Vec<F::Output>> {
+    if futures.len() == 1
+        && let Some(only) = futures.next()
+    {
+        return Either::Left(only.map(|output| vec![output]));
+    }
+    Either::Right(join_all(futures))
 }

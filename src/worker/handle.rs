@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use futures_util::future::{Either, FutureExt, join_all};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::bar::Bar;
-use super::dispatch::{Dispatched, dispatch};
+use super::dispatch::{Dispatched, all, dispatch};
 use super::gateway::{Gateway, Push, Trail};
 use super::invalidation;
 use super::ledger::{Admission, Known, Ticket};
@@ -319,18 +318,6 @@ async fn unless_stopped<T>(
         if is_begun { Poll::Pending } else { told.as_mut().poll(cx).map(|()| None) }
     })
     .await
-}
-
-/// Waits for all of them; for one without the machinery that several take.
-pub(super) fn all<F: Future>(
-    mut futures: impl ExactSizeIterator<Item = F>,
-) -> impl Future<Output = Vec<F::Output>> {
-    if futures.len() == 1
-        && let Some(only) = futures.next()
-    {
-        return Either::Left(only.map(|output| vec![output]));
-    }
-    Either::Right(join_all(futures))
 }
 
 /// Returns when the worker is told to stop; a sender that is gone means the same.

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use super::dispatch::all;
 use super::mailbox::{Properties, Publication, PublishError, Receipt, Route};
 use super::run::Worker;
 use super::trace::{Confirm, Story};
@@ -50,8 +50,8 @@ pub(super) async fn confirm<G>(
     story: Option<&mut Story>,
 ) -> bool {
     let began = Instant::now();
-    let all = join_all(publications.iter().map(|result| confirm_one(worker, result, receipt))).await;
-    let confirmed = all.into_iter().all(|confirmed| confirmed);
+    let results = all(publications.iter().map(|result| confirm_one(worker, result, receipt))).await;
+    let confirmed = results.into_iter().all(|confirmed| confirmed);
     let ended = Instant::now();
     worker.metrics.stage("confirm", ended - began);
     if let Some(story) = story {
