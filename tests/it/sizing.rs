@@ -12,9 +12,9 @@ const WRITE: &str = "SIZING_WRITE";
 
 /// Microseconds of a worker's CPU a call with one device, from the broker and back, where calls come one by one (`road`, 3,000 a second
 /// and up; more than where they wait, so that a calm hour is not short).
-const CALL: u64 = 100;
-/// Microseconds of a worker's CPU that each further device of a call adds (`growth`, devices).
-const DEVICE: u64 = 20;
+const CALL: u64 = 80;
+/// Microseconds of a worker's CPU that each further device of a call adds (`relay`, one device and four).
+const DEVICE: u64 = 10;
 /// Microseconds of a broker's CPU a call, on one node: the invite in and out, the outcome in, confirmed (`road`; 44 to 158 were seen).
 const BROKER: u64 = 130;
 /// What a cluster of three spends beside one node, in percent: on the same two cores it carried 20,800 messages a second, one node 36,300.
@@ -22,7 +22,7 @@ const CLUSTER_PERCENT: u64 = 175;
 /// A quorum queue has a leader and two followers.
 const NODES: u64 = 3;
 /// Calls a second of one queue of invites: its leader is one process of the broker's, which has one core.
-const QUEUE: u64 = 10_000;
+const QUEUE: u64 = 18_000;
 /// Cores of a node of the broker's.
 const NODE_CORES: u64 = 8;
 /// Milliseconds until Apple answers. Little's law makes streams of it.
@@ -90,7 +90,7 @@ fn tables() -> [(&'static str, String); 2] {
 fn constants() -> String {
     let rows = [
         ("a worker's CPU a call with one device", format!("{CALL} µs"), "`road`"),
-        ("each further device", format!("{DEVICE} µs"), "`growth`, devices"),
+        ("each further device", format!("{DEVICE} µs"), "`relay`, one device and four"),
         ("a broker's CPU a call", format!("{BROKER} µs"), "`road`, the column *broker*"),
         (
             "a cluster of three's, beside it",
