@@ -93,6 +93,13 @@ mod tests {
     }
 
     #[test]
+    fn members_of_the_payload_are_copied_whatever_their_names() {
+        let invite = invite(|json| json["payload"] = serde_json::json!({ "": 1, "a\"b": [{}] }));
+        let body = String::from_utf8(build_body(&invite).unwrap().to_vec()).unwrap();
+        assert!(body.ends_with(r#","expiresAt":1795253430,"":1,"a\"b":[{}]}"#), "{body}");
+    }
+
+    #[test]
     fn opaque_tells_the_call_and_its_deadline_alone() {
         let mut invite = invite(|_| {});
         let mut app = (*invite.app).clone();
