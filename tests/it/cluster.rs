@@ -13,7 +13,7 @@ use crate::broker::{Broker, Error};
 use crate::client::{self, Outgoing};
 use crate::load::declare;
 use crate::place::Place;
-use crate::vhost::{NO_BROKER, list};
+use crate::vhost::{NO_BROKER, list, try_list};
 use crate::worker::Config;
 
 /// A queue is whole again some seconds after its node is; a busy machine needs many more.
@@ -87,11 +87,17 @@ impl Cluster {
         }
     }
 
-    /// A queue that lacks a member. (`check_if_node_is_quorum_critical` would do, but fails in 4.x over streams after a loss.)
-    async fn lame_queue(&self) -> Option<Value> {
-        let queues = list(self.running(), "/", "list_queues", &["name", "members", "online"]).await;
+    /// A queue that lacks a member, or why the cluster cannot tell, which is no better. (`check_if_node_is_quorum_critical`
+    /// would do, but fails in 4.x over streams after a loss.)
+    async fn lame_queue(&self) -> Option<String> {
         let count = |queue: &Value, column: &str| queue[column].as_array().map_or(0, Vec::len);
-        queues.into_iter().find(|queue| count(queue, "online") < count(queue, "members"))
+        match try_list(self.running(), "/", "list_queues", &["name", "members", "online"]).await {
+            Ok(queues) => queues
+                .into_iter()
+                .find(|queue| count(queue, "online") < count(queue, "members"))
+                .map(|queue| queue.to_string()),
+            Err(error) => Some(error.to_string()),
+        }
     }
 }
 

@@ -16,6 +16,8 @@ use crate::vhost::list;
 const QUEUES: [&str; 3] = [INVITES, SPARE, "ringcast.expired"];
 /// How long until all is drained once nothing goes wrong any more: far above the calls' deadlines.
 const WITHIN: Duration = Duration::from_mins(2);
+/// How long a queue's leader may leave questions open.
+const ANSWER_WITHIN: Duration = Duration::from_mins(1);
 /// When invites that no worker has are looked into.
 const SUSPICIOUS_AFTER: Duration = Duration::from_secs(20);
 
@@ -69,7 +71,8 @@ async fn start_again(site: &mut Site) {
 
 /// How many messages a quorum queue has, those that a consumer holds among them: what its leader says.
 ///
-/// The lists of rabbitmqctl are seconds old, and AMQP tells only what lies ready.
+/// The lists of rabbitmqctl are seconds old, and AMQP tells only what lies ready. A leader that has much to do lets RabbitMQ's five
+/// seconds pass; it is asked again then.
 pub(super) async fn all_in(node: &Broker, queue: &str) -> usize {
     // RabbitMQ 4.3 takes such a question by its name alone, 3.10 as a function alone.
     let count = format!(
@@ -77,8 +80,16 @@ pub(super) async fn all_in(node: &Broker, queue: &str) -> usize {
          {{ok, Count, _}} = try ra:consistent_query(Queue, {{rabbit_fifo, query_messages_total, []}}) \
          catch error:_ -> ra:consistent_query(Queue, fun rabbit_fifo:query_messages_total/1) end, Count."
     );
-    let told = node.ctl(&["eval", &count]).await.expect("the queue's leader answers");
-    told.trim().parse().unwrap_or_else(|_| panic!("a number of messages, not {told:?}"))
+    let until = Instant::now() + ANSWER_WITHIN;
+    loop {
+        match node.ctl(&["eval", &count]).await {
+            Ok(told) => {
+                return told.trim().parse().unwrap_or_else(|_| panic!("a number of messages, not {told:?}"));
+            }
+            Err(error) => assert!(Instant::now() < until, "the leader of {queue} does not answer: {error}"),
+        }
+        sleep(POLL_EVERY).await;
+    }
 }
 
 /// How many messages the broker has written to clients that did not settle them yet: what its channels say.
