@@ -2,6 +2,7 @@
 
 mod bar;
 mod breaker;
+mod crew;
 mod dispatch;
 pub mod gateway;
 mod handle;

@@ -1,16 +1,17 @@
 //! The loop of a worker: all invites at once, until it is told to stop and all is done.
 
-use std::panic::AssertUnwindSafe;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
+use tokio::task::coop::unconstrained;
 
 use super::Settings;
 use super::breaker::Breakers;
+use super::crew::Crew;
 use super::gateway::{Gateway, KeyIds};
 use super::handle::{Fate, handle, told};
 use super::ledger::Ledger;
@@ -125,8 +126,8 @@ impl<G> Worker<G> {
     }
 }
 
-/// Deliveries that are taken at once at most.
-const ARRIVALS: usize = 64;
+/// Deliveries that are begun at one go at most: then the connections write, so that the first of a burst does not wait for the last.
+const ARRIVALS: usize = 32;
 
 /// Handles deliveries until the flow ends or `stop` turns true; then gives back at once what was not started, whether it
 /// waits for its handler or its handler for a stream, and finishes what was. By then nothing new may come, or the broker
@@ -139,36 +140,42 @@ pub async fn run<G: Gateway>(
     mut deliveries: mpsc::Receiver<Delivery>,
     stop: watch::Receiver<bool>,
 ) {
-    let mut handlers = FuturesUnordered::new();
+    let mut handlers = Crew::new();
     let mut told = pin!(told(&stop));
     let mut arrived = Vec::with_capacity(ARRIVALS);
     let mut given_back = 0;
-    loop {
-        // Biased: those that finish make room before new ones come; a stop goes before new work.
-        tokio::select! {
-            biased;
-            Some(ended) = handlers.next(), if !handlers.is_empty() => {
-                given_back += report(&worker, ended);
-            }
-            () = &mut told => break,
-            count = deliveries.recv_many(&mut arrived, ARRIVALS) => {
-                if count == 0 {
-                    break;
-                }
-                for delivery in arrived.drain(..) {
-                    handlers.push(AssertUnwindSafe(handle(&worker, delivery, &stop)).catch_unwind());
-                }
-            }
+    let working = poll_fn(|cx| {
+        // Those that finish make room before new ones come; a stop goes before new work.
+        handlers.poll_turn(cx, |ended| given_back += report(&worker, ended));
+        if told.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
         }
-    }
+        match deliveries.poll_recv_many(cx, &mut arrived, ARRIVALS) {
+            Poll::Ready(0) => return Poll::Ready(()),
+            Poll::Ready(_) => {
+                for delivery in arrived.drain(..) {
+                    handlers.push(handle(&worker, delivery, &stop));
+                }
+                handlers.poll_turn(cx, |ended| given_back += report(&worker, ended));
+                // There may be more, after the connections had their turn.
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending => {}
+        }
+        Poll::Pending
+    });
+    // It lets others have their turn by itself; tokio would make handlers wait in the middle of one.
+    unconstrained(working).await;
     deliveries.close();
     while let Some(delivery) = deliveries.recv().await {
         delivery.receipt.give_back();
         given_back += 1;
     }
-    while let Some(ended) = handlers.next().await {
-        given_back += report(&worker, ended);
-    }
+    let finishing = poll_fn(|cx| {
+        handlers.poll_turn(cx, |ended| given_back += report(&worker, ended));
+        if handlers.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    });
+    finishing.await;
     if given_back > 0 {
         tracing::info!(invites = given_back, "invites that were not started went back for other workers");
     }
