@@ -414,7 +414,7 @@ impl Batch<'_> {
         let published: Vec<_> = self
             .postings
             .iter()
-            .map(|posting| (posting.publication.message_id.as_str(), routing_key(&posting.publication)))
+            .map(|posting| (&*posting.publication.message_id, routing_key(&posting.publication)))
             .collect();
         let fates = fates(&published, &said.answers, &said.returned, unanswered);
         let mut confirmed = 0;

@@ -32,7 +32,7 @@ pub(super) fn write(publication: &Publication, delivery_mode: u8, unix_seconds: 
         .with_type(publication.kind.into())
         .with_app_id("ringcast".into())
         .with_timestamp(unix_seconds);
-    if let Ok(id) = ShortString::try_new(publication.message_id.as_str()) {
+    if let Ok(id) = ShortString::try_new(&*publication.message_id) {
         properties = properties.with_message_id(id);
     }
     if let Some(Ok(id)) = publication.correlation_id.as_deref().map(ShortString::try_new) {
@@ -95,7 +95,7 @@ fn header_text(value: &AMQPValue) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
+    use std::sync::Arc;
 
     use super::*;
     use crate::worker::mailbox::Route;
@@ -114,7 +114,7 @@ mod tests {
             route: Route::Results("outcome.acme".into()),
             kind: "ringcast.outcome.v1",
             message_id: "m".into(),
-            body: Bytes::new(),
+            body: Arc::default(),
             correlation_id: Some("c".into()),
             traceparent: Some("00-0af7-b7ad-01".into()),
             tracestate: Some("a=b".into()),

@@ -66,7 +66,7 @@ pub struct Device {
     /// The token as given, in lower case.
     pub token: DeviceToken,
     /// The physical device, where the publisher knows it.
-    pub id: Option<String>,
+    pub id: Option<Arc<str>>,
     /// The device's, else the app's.
     pub environment: Environment,
     /// When the token was registered.
@@ -282,6 +282,7 @@ impl Reader<'_> {
         let id = own.short_text("id", object.value("id"));
         let registered_at = own.instant("registered_at", object.value("registered_at"));
         let fault = (!own.mistakes.is_empty()).then(|| own.mistakes.join("; "));
+        let id = id.map(Into::into);
         Some(Device { token, id, environment, registered_at, fault, duplicate: false })
     }
 
@@ -380,14 +381,12 @@ impl Reader<'_> {
 
 /// The members of a payload as they go into a push.
 fn payload_members(payload: &Object<'_>) -> String {
-    /// What stands around a key and a value.
-    const PUNCTUATION: usize = r#""":,"#.len();
-    let bytes = payload.members().map(|(key, value)| key.len() + value.get().len() + PUNCTUATION).sum();
-    let mut members = Writer::new(bytes);
-    for (key, value) in payload.members() {
-        members.raw(Key::Theirs(key), value.get());
-    }
-    String::from_utf8(members.into_bytes()).expect("made of texts")
+    let members = Writer::written(|members| {
+        for (key, value) in payload.members() {
+            members.raw(Key::Theirs(key), value.get());
+        }
+    });
+    String::from_utf8(members).expect("made of texts")
 }
 
 /// Marks all but one entry of each physical device and of each token. The one that stays is the first; where both say when

@@ -103,11 +103,6 @@ impl Text<'_> {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    /// The text, to be kept.
-    pub fn into_string(self) -> String {
-        self.0.into_owned()
-    }
 }
 
 impl<'de> Deserialize<'de> for Text<'de> {

@@ -1,5 +1,7 @@
 //! What became of an invite, as it is published (`ringcast.outcome.v1`).
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::app::Environment;
@@ -14,17 +16,17 @@ pub const KIND: &str = "ringcast.outcome.v1";
 
 /// The outcome of one invite. Absent fields leave no key.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct Outcome<'a> {
     /// [`KIND`].
     pub kind: &'static str,
     /// The call, where it could be read.
     pub call_id: Option<CallId>,
     /// The app's name, where it could be read.
-    pub app: Option<String>,
+    pub app: Option<&'a str>,
     /// The result of the whole invite.
     pub result: InviteResult,
     /// Which worker says so.
-    pub worker: String,
+    pub worker: &'a str,
     /// The invite's deadline; absent when malformed.
     pub deadline: Option<Timestamp>,
     /// When the worker took the invite.
@@ -43,20 +45,21 @@ pub struct Outcome {
     pub timeline: Option<Vec<Step>>,
 }
 
-impl Outcome {
-    /// The outcome as it is published.
-    pub fn to_json(&self) -> Vec<u8> {
-        /// An outcome with two devices; it grows where there are more.
-        const BYTES: usize = 1024;
-        let mut json = Writer::new(BYTES);
+impl Outcome<'_> {
+    /// The outcome as it is published, e.g. as `Vec<u8>`.
+    pub fn to_json<T: for<'a> From<&'a [u8]>>(&self) -> T {
+        Writer::written(|json| self.write(json))
+    }
+
+    fn write(&self, json: &mut Writer) {
         json.begin();
         json.word("type", self.kind);
         if let Some(call_id) = self.call_id {
             json.uuid("call_id", call_id.to_uuid());
         }
-        json.optional("app", self.app.as_deref());
+        json.optional("app", self.app);
         json.word("result", self.result.as_str());
-        json.text("worker", &self.worker);
+        json.text("worker", self.worker);
         json.instant("deadline", self.deadline);
         json.instant("received_at", Some(self.received_at));
         json.instant("settled_at", Some(self.settled_at));
@@ -71,7 +74,6 @@ impl Outcome {
             json.raw("timeline", &steps);
         }
         json.end();
-        json.into_bytes()
     }
 }
 
@@ -195,7 +197,7 @@ pub struct DeviceOutcome {
     /// The whole token, in lower case.
     pub token: DeviceToken,
     /// The physical device, where the invite said so.
-    pub id: Option<String>,
+    pub id: Option<Arc<str>>,
     /// Where it was pushed.
     pub environment: Environment,
     /// `accepted`, `invalid_token`, … (contract, *Outcome*).
@@ -224,7 +226,7 @@ impl DeviceOutcome {
     /// A device that was never tried.
     pub fn untried(
         token: DeviceToken,
-        id: Option<String>,
+        id: Option<Arc<str>>,
         environment: Environment,
         result: &'static str,
         action: Action,
@@ -310,13 +312,13 @@ mod tests {
         }
     }
 
-    fn outcome() -> Outcome {
+    fn outcome() -> Outcome<'static> {
         Outcome {
             kind: KIND,
             call_id: None,
             app: None,
             result: InviteResult::Malformed,
-            worker: "w".to_owned(),
+            worker: "w",
             deadline: None,
             received_at: Timestamp::from_unix_ms(0),
             settled_at: Timestamp::from_unix_ms(7),
@@ -330,7 +332,7 @@ mod tests {
 
     #[test]
     fn absent_fields_leave_no_key() {
-        let written = |outcome: &Outcome| String::from_utf8(outcome.to_json()).unwrap();
+        let written = |outcome: &Outcome<'_>| String::from_utf8(outcome.to_json()).unwrap();
         let head = r#"{"type":"ringcast.outcome.v1","result":"malformed","worker":"w","received_at":"1970-01-01T00:00:00.000Z","settled_at":"1970-01-01T00:00:00.007Z","redelivered":false"#;
         assert_eq!(written(&outcome()), format!("{head}}}"));
         let device =
@@ -347,7 +349,7 @@ mod tests {
         let call = CallId::parse("6F1C6D0E-6F3B-4F5E-9A51-0D5A4F3C2B1A").unwrap();
         let token = DeviceToken::new("AB01");
         let device = DeviceOutcome {
-            id: Some("phone \"1\"".to_owned()),
+            id: Some("phone \"1\"".into()),
             status: Some(410),
             reason: Some("Unregistered".to_owned()),
             invalid_since: at(1_795_253_400_000),
@@ -361,7 +363,7 @@ mod tests {
         let apns_id = device.apns_id.unwrap();
         let whole = Outcome {
             call_id: Some(call),
-            app: Some("acme".to_owned()),
+            app: Some("acme"),
             result: InviteResult::Undeliverable,
             deadline: at(1_795_253_430_000),
             redelivered: true,

@@ -12,13 +12,20 @@ use super::timestamp::Timestamp;
 /// Bytes of a VoIP push's body at most (Apple, *Sending notification requests to APNs*).
 pub const PAYLOAD_BYTES_MAX: usize = 5120;
 
-/// Bytes of a body without the payload; it grows where there are more.
-const BODY_BYTES: usize = 512;
-
 /// Writes the body that every device of the invite gets. `Err` says how large it is and what would be right.
 pub fn build_body(invite: &Invite) -> Result<Bytes, String> {
+    let body: Vec<u8> = Writer::written(|body| write_body(body, invite));
+    if body.len() > PAYLOAD_BYTES_MAX {
+        return Err(format!(
+            "the push would have {} bytes; Apple takes at most {PAYLOAD_BYTES_MAX}: make `payload` or the caller's texts shorter",
+            body.len()
+        ));
+    }
+    Ok(body.into())
+}
+
+fn write_body(body: &mut Writer, invite: &Invite) {
     let keys = &invite.app.payload;
-    let mut body = Writer::new(BODY_BYTES + invite.payload.len());
     body.begin();
     body.raw("aps", "{}");
     if !keys.call_id.is_empty() {
@@ -42,13 +49,6 @@ pub fn build_body(invite: &Invite) -> Result<Bytes, String> {
         body.members(&invite.payload);
     }
     body.end();
-    if body.len() > PAYLOAD_BYTES_MAX {
-        return Err(format!(
-            "the push would have {} bytes; Apple takes at most {PAYLOAD_BYTES_MAX}: make `payload` or the caller's texts shorter",
-            body.len()
-        ));
-    }
-    Ok(body.into_bytes().into())
 }
 
 /// `apns-expiration`: 0 (one attempt, not stored), or Unix seconds in (`now`, `deadline`]. Never absent, which would mean

@@ -265,9 +265,9 @@ async fn ring<G: Gateway>(
     let outcome = Outcome {
         kind: outcome::KIND,
         call_id: Some(invite.call_id),
-        app: Some(invite.app.name.clone()),
+        app: Some(&invite.app.name),
         result,
-        worker: worker.settings.name.clone(),
+        worker: &worker.settings.name,
         deadline: Some(invite.deadline),
         received_at: taken.on,
         settled_at: taken.on.plus(settled - taken.at),
@@ -277,7 +277,7 @@ async fn ring<G: Gateway>(
         devices: Some(devices),
         timeline: timeline.as_ref().filter(|_| worker.settings.timeline).map(Timeline::steps),
     };
-    let mut publications = vec![publish_outcome(&identity, &outcome, Some(&invite.app.name))];
+    let mut publications = vec![publish_outcome(&identity, &outcome, worker.outcome_key(Some(&invite.app)))];
     // Only now: what Apple accepted of this very invite speaks for the settings, too.
     publications.extend(
         invalidations.into_iter().map(|event| invalidation::publish(worker, &identity, invite, &event)),
@@ -473,9 +473,9 @@ fn refuse<G>(
     let outcome = Outcome {
         kind: outcome::KIND,
         call_id: malformed.call_id,
-        app: malformed.app.clone(),
+        app: malformed.app.as_deref(),
         result: InviteResult::Malformed,
-        worker: worker.settings.name.clone(),
+        worker: &worker.settings.name,
         deadline: None,
         received_at: taken.on,
         settled_at: worker.now(),
@@ -485,8 +485,8 @@ fn refuse<G>(
         devices: None,
         timeline: None,
     };
-    let app = malformed.known_app.as_ref().map(|app| app.name.as_str());
-    let mut publication = publish_outcome(identity, &outcome, app);
+    let key = worker.outcome_key(malformed.known_app.as_deref());
+    let mut publication = publish_outcome(identity, &outcome, key);
     carry(properties, story.as_deref(), &mut publication);
     if let Some(story) = story {
         story.call_id = malformed.call_id;

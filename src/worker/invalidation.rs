@@ -30,7 +30,7 @@ pub(super) fn announce<G>(
     Some(TokenEvent {
         kind: token_event::KIND,
         token: device.token.clone(),
-        device_id: device.id.clone(),
+        device_id: device.id.as_deref().map(str::to_owned),
         app: invite.app.name.clone(),
         topic: invite.app.topic(),
         environment: device.environment,
@@ -58,9 +58,9 @@ pub(super) fn publish<G>(
         if kept_back { ("quarantined_token", "quarantine") } else { ("invalid_token", "invalid") };
     worker.metrics.token_event(&event.app, event.confidence.as_str(), to);
     Publication {
-        route: Route::Results(format!("{key}.{}", event.app)),
+        route: Route::Results(format!("{key}.{}", event.app).into()),
         kind: token_event::KIND,
-        message_id: identity.token_event_id(&event.token).to_string(),
+        message_id: identity.token_event_id(&event.token).to_string().into(),
         body: super::publish::to_json(event),
         correlation_id: None,
         traceparent: None,

@@ -4,6 +4,8 @@
 //! of the simulation all fill and drain the same two types. This is the only file outside `amqp/` that uses AMQP's
 //! words.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
@@ -129,15 +131,15 @@ impl Drop for Receipt {
     }
 }
 
-/// Where a publication goes.
+/// Where a publication goes. The names are shared, not copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// The results exchange, with this routing key: persistent, `mandatory`, confirmed.
-    Results(String),
+    Results(Arc<str>),
     /// A queue by name through the default exchange: a copy that nobody waits for.
-    Reply(String),
+    Reply(Arc<str>),
     /// The live exchange, with this routing key: a copy that nobody waits for.
-    Live(String),
+    Live(Arc<str>),
 }
 
 /// One message to publish.
@@ -148,9 +150,9 @@ pub struct Publication {
     /// AMQP `type`, e.g. `ringcast.outcome.v1`.
     pub kind: &'static str,
     /// AMQP `message_id`: the same for every copy of one result.
-    pub message_id: String,
+    pub message_id: Arc<str>,
     /// JSON.
-    pub body: Bytes,
+    pub body: Arc<[u8]>,
     /// The invite's `correlation_id`.
     pub correlation_id: Option<String>,
     /// The invite's `traceparent` header.
@@ -259,7 +261,7 @@ mod tests {
             route: Route::Results("outcome.acme".into()),
             kind: "ringcast.outcome.v1",
             message_id: "m".into(),
-            body: Bytes::from_static(b"{}"),
+            body: (*b"{}").into(),
             correlation_id: None,
             traceparent: None,
             tracestate: None,

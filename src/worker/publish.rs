@@ -1,8 +1,8 @@
 //! Results on their way out: made, published until the broker has confirmed them, and copied to whoever asked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -22,12 +22,12 @@ const UNCONFIRMED_PAUSE: Duration = Duration::from_millis(100);
 const UNCONFIRMED_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// An outcome, ready to be published.
-pub(super) fn publish_outcome(identity: &Identity, outcome: &Outcome, app: Option<&str>) -> Publication {
+pub(super) fn publish_outcome(identity: &Identity, outcome: &Outcome<'_>, key: Arc<str>) -> Publication {
     Publication {
-        route: Route::Results(["outcome.", app.unwrap_or("malformed")].concat()),
+        route: Route::Results(key),
         kind: outcome::KIND,
-        message_id: identity.outcome_id().hyphenated().encode_lower(&mut Uuid::encode_buffer()).to_owned(),
-        body: outcome.to_json().into(),
+        message_id: Arc::from(&*identity.outcome_id().hyphenated().encode_lower(&mut Uuid::encode_buffer())),
+        body: outcome.to_json(),
         correlation_id: None,
         traceparent: None,
         tracestate: None,
@@ -37,7 +37,7 @@ pub(super) fn publish_outcome(identity: &Identity, outcome: &Outcome, app: Optio
 /// Copies the outcome to the queue that the publisher asked for.
 pub(super) fn reply<G>(worker: &Worker<G>, properties: &Properties, outcome: &Publication) {
     if let Some(queue) = &properties.reply_to {
-        worker.outbox.copy(Publication { route: Route::Reply(queue.clone()), ..outcome.clone() });
+        worker.outbox.copy(Publication { route: Route::Reply(queue.as_str().into()), ..outcome.clone() });
     }
 }
 
@@ -61,7 +61,7 @@ pub(super) async fn confirm<G>(
 }
 
 async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: &Receipt) -> bool {
-    let mut pause = Pause::new(UNCONFIRMED_PAUSE, UNCONFIRMED_PAUSE_MAX, worker.jitter.clone());
+    let mut pause = None;
     let mut attempt = worker.untaken.attempt();
     loop {
         // While the broker takes nothing, only the end of the delivery ends the wait.
@@ -86,6 +86,9 @@ async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: 
                 if error != PublishError::Lost {
                     attempt.failed(publication, &error, worker.now());
                 }
+                let pause = pause.get_or_insert_with(|| {
+                    Pause::new(UNCONFIRMED_PAUSE, UNCONFIRMED_PAUSE_MAX, worker.jitter.clone())
+                });
                 let pause = pause.lengthen();
                 tokio::select! {
                     biased;
@@ -98,6 +101,6 @@ async fn confirm_one<G>(worker: &Worker<G>, publication: &Publication, receipt: 
 }
 
 /// An event as JSON. Our own types of texts and numbers: writing them to memory cannot fail.
-pub(super) fn to_json(event: &impl Serialize) -> Bytes {
+pub(super) fn to_json(event: &impl Serialize) -> Arc<[u8]> {
     serde_json::to_vec(event).expect("texts and numbers written to memory").into()
 }

@@ -32,6 +32,8 @@ pub struct Worker<G> {
     pub(super) gateway: G,
     pub(super) settings: Settings,
     pub(super) rules: Rules,
+    /// Routing keys of outcomes, by the app's index.
+    outcome_keys: Vec<Arc<str>>,
     pub(super) key_ids: KeyIds,
     pub(super) copies_live: bool,
     pub(super) outbox: Outbox,
@@ -67,6 +69,7 @@ impl<G: Gateway> Worker<G> {
         /// The broker can redeliver what was unacknowledged when a connection went: at most a prefetch each time.
         const PREFETCHES_REMEMBERED: usize = 4;
         let breakers = Breakers::new(&apps, settings.suspect_percent_max, Arc::clone(&metrics));
+        let outcome_keys = apps.iter().map(|app| format!("outcome.{}", app.name).into()).collect();
         let rules = Rules {
             apps,
             devices_max: settings.devices_max,
@@ -78,6 +81,7 @@ impl<G: Gateway> Worker<G> {
             gateway,
             settings,
             rules,
+            outcome_keys,
             key_ids,
             copies_live,
             outbox,
@@ -119,6 +123,11 @@ impl<G> Worker<G> {
         self.metrics.amqp_untaken(count, age);
         let (in_flight, remembered) = self.ledger.count();
         self.metrics.ledger_entries(in_flight, remembered);
+    }
+
+    /// The routing key of an outcome; that of a message of which the app is not known, too.
+    pub(super) fn outcome_key(&self, app: Option<&App>) -> Arc<str> {
+        app.map_or_else(|| "outcome.malformed".into(), |app| Arc::clone(&self.outcome_keys[app.index]))
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -271,7 +280,7 @@ mod tests {
             posting.publication
         };
         let ((), outcome) = tokio::join!(run(Arc::new(worker), delivered, stopped), publisher);
-        assert_eq!(outcome.message_id, identity.outcome_id().to_string());
+        assert_eq!(*outcome.message_id, identity.outcome_id().to_string());
         let text = String::from_utf8_lossy(&outcome.body).into_owned();
         assert!(text.contains(r#""result":"malformed""#) && text.contains("not read again"), "{text}");
         assert_eq!(settled.recv().await, Some((1, Settlement::Reject)));

@@ -200,8 +200,6 @@ pub(super) fn carry(properties: &Properties, story: Option<&Story>, publication:
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::super::mailbox::Route;
     use super::super::timeline::{Attempt, End};
     use super::*;
@@ -226,7 +224,7 @@ mod tests {
             route: Route::Results("outcome.acme".into()),
             kind: "ringcast.outcome.v1",
             message_id: "m".into(),
-            body: Bytes::new(),
+            body: Arc::default(),
             correlation_id: None,
             traceparent: None,
             tracestate: None,

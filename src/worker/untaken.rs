@@ -96,7 +96,7 @@ impl Attempt<'_> {
         if shared.seldom.is_due() {
             shared.is_told.store(true, Ordering::Relaxed);
             tracing::warn!(
-                amqp.message_id = publication.message_id,
+                amqp.message_id = &*publication.message_id,
                 trace.id = publication.trace_id().map(tracing::field::display),
                 kind = publication.kind,
                 error = %error,
@@ -133,7 +133,6 @@ impl Drop for Attempt<'_> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
 
     use super::super::mailbox::Route;
     use super::*;
@@ -145,7 +144,7 @@ mod tests {
             route: Route::Results("outcome.acme".into()),
             kind: "ringcast.outcome.v1",
             message_id: "m".into(),
-            body: Bytes::from_static(b"{}"),
+            body: (*b"{}").into(),
             correlation_id: None,
             traceparent: None,
             tracestate: None,

@@ -17,7 +17,6 @@ mod topology;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions};
 use lapin::types::FieldTable;
@@ -130,10 +129,10 @@ impl Rig {
 /// A result with a message id and routing key of its own.
 fn result(id: &str, key: &str) -> Publication {
     Publication {
-        route: Route::Results(key.to_owned()),
+        route: Route::Results(key.into()),
         kind: "ringcast.outcome.v1",
-        message_id: id.to_owned(),
-        body: Bytes::from(format!("{{\"id\":\"{id}\"}}")),
+        message_id: id.into(),
+        body: format!("{{\"id\":\"{id}\"}}").into_bytes().into(),
         correlation_id: Some(format!("c-{id}")),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         tracestate: Some("vendor=1".into()),

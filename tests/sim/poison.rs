@@ -173,7 +173,7 @@ fn the_third_delivery_of_a_poisonous_invite_is_answered_and_not_handled() {
     let place =
         |wanted: &dyn Fn(&Happening) -> bool| story.happenings.iter().position(wanted).expect("it happened");
     let id = poison.identity().outcome_id().to_string();
-    let confirmed = place(&|it| matches!(it, Happening::Confirmed { message_id, .. } if *message_id == id));
+    let confirmed = place(&|it| matches!(it, Happening::Confirmed { message_id, .. } if **message_id == *id));
     let rejected = place(&|it| matches!(it, Happening::Settled { settlement: Settlement::Reject, .. }));
     assert!(confirmed < rejected);
     assert!(story.metrics.contains("ringcast_handler_panics_total 2\n"), "{}", story.metrics);

@@ -87,9 +87,9 @@ fn instant(text: Option<Text<'_>>) -> Option<Option<Timestamp>> {
 
 /// A text, if there is one; the outer `None` for one that is too long.
 #[expect(clippy::option_option, reason = "absent is not odd")]
-fn short_text(text: Option<Text<'_>>) -> Option<Option<String>> {
+fn short_text<T: for<'a> From<&'a str>>(text: Option<Text<'_>>) -> Option<Option<T>> {
     match text {
-        Some(text) => (text.as_str().len() <= TEXT_BYTES_MAX).then(|| Some(text.into_string())),
+        Some(text) => (text.as_str().len() <= TEXT_BYTES_MAX).then(|| Some(text.as_str().into())),
         None => Some(None),
     }
 }

@@ -1,5 +1,7 @@
 //! JSON objects in the making, straight into the bytes that are sent.
 
+use std::cell::Cell;
+
 use uuid::Uuid;
 
 use crate::domain::timestamp::Timestamp;
@@ -23,25 +25,24 @@ impl From<&'static str> for Key<'_> {
     }
 }
 
+/// Bytes of a buffer that is kept for the next object at most.
+const KEPT_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 impl Writer {
-    /// An empty one with room for so many bytes; it grows where there are more.
-    pub fn new(bytes: usize) -> Self {
-        Self(Vec::with_capacity(bytes))
-    }
-
-    /// What was written.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.0
-    }
-
-    /// How many bytes were written.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether nothing was written.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// What is written, in one piece of just that size. It is written into a buffer of the thread's that is used again and again.
+    pub fn written<T: for<'a> From<&'a [u8]>>(write: impl FnOnce(&mut Self)) -> T {
+        let mut json = Self(BUFFER.take());
+        write(&mut json);
+        let written = T::from(json.0.as_slice());
+        json.0.clear();
+        if json.0.capacity() <= KEPT_BYTES {
+            BUFFER.set(json.0);
+        }
+        written
     }
 
     /// An object begins, as an element of a list or as the whole.
@@ -196,9 +197,7 @@ mod tests {
     use super::*;
 
     fn written(write: impl FnOnce(&mut Writer)) -> String {
-        let mut json = Writer::new(0);
-        write(&mut json);
-        String::from_utf8(json.into_bytes()).unwrap()
+        String::from_utf8(Writer::written(write)).unwrap()
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub enum Happening {
     /// The broker has it, whether or not anybody learns of it.
     Stored { at: Duration, publication: Publication },
     /// The worker learns that the broker has it.
-    Confirmed { at: Duration, worker: u64, message_id: String },
+    Confirmed { at: Duration, worker: u64, message_id: Arc<str> },
     /// The worker said so; whether the broker ever heard it is another matter.
     Settled { at: Duration, worker: u64, identity: Identity, settlement: Settlement },
     /// A session ended.

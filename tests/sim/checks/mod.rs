@@ -144,7 +144,7 @@ impl<'h> Story<'h> {
                     *self.given_back.entry((*identity, *worker)).or_default() += 1;
                 }
                 Happening::Stored { publication, .. } => {
-                    if let Some(identity) = by_outcome_id.get(&publication.message_id) {
+                    if let Some(identity) = by_outcome_id.get(&*publication.message_id) {
                         let outcome: Value =
                             serde_json::from_slice(&publication.body).expect("outcomes are JSON");
                         let told = Told { worker: worker_of(&outcome), outcome };

@@ -1,6 +1,7 @@
 //! What the broker got of outcomes: invariants 2 and 3, and that they are true.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ringcast::domain::id::{CallId, DeviceToken, Identity};
 use ringcast::domain::timestamp::Timestamp;
@@ -16,7 +17,7 @@ use crate::history::History;
 pub fn settled_after_confirms(history: &History, report: &mut impl FnMut(String)) {
     let mut confirmed: BTreeMap<(u64, &str), usize> = BTreeMap::new();
     let mut settled: BTreeMap<(u64, Identity), usize> = BTreeMap::new();
-    let mut told: BTreeMap<(u64, String), Vec<Value>> = BTreeMap::new();
+    let mut told: BTreeMap<(u64, Arc<str>), Vec<Value>> = BTreeMap::new();
     // A copy that the broker gave up on is done with once it is answered, whatever the answer.
     let mut given_up: BTreeSet<(u64, Identity)> = BTreeSet::new();
     for happening in &history.happenings {
@@ -49,7 +50,7 @@ pub fn settled_after_confirms(history: &History, report: &mut impl FnMut(String)
                         "worker {worker} settled {identity:?} at {at:?} before its outcome was confirmed"
                     ));
                 }
-                let told = told.get(&(*worker, outcome_id)).map(Vec::as_slice).unwrap_or_default();
+                let told = told.get(&(*worker, outcome_id.into())).map(Vec::as_slice).unwrap_or_default();
                 // The broker keeps for people what nobody could handle, and that alone.
                 let hopeless = |outcome: &Value| {
                     let error = outcome["error"].as_str().unwrap_or_default();
@@ -108,7 +109,7 @@ pub fn one_outcome_identity(history: &History, story: &Story<'_>, report: &mut i
     for happening in &history.happenings {
         if let Happening::Stored { publication, .. } = happening
             && publication.kind == "ringcast.outcome.v1"
-            && !expected.contains(&publication.message_id)
+            && !expected.contains(&*publication.message_id)
         {
             report(format!("an outcome has an identity that no invite has: {}", publication.message_id));
         }

@@ -113,7 +113,8 @@ async fn post(posting: Posting, results: &mpsc::Sender<Result<Arrival, String>>)
     let number = publication.correlation_id.as_deref().and_then(|id| id.parse().ok());
     let arrival = match number {
         Some(number) => {
-            Ok(Arrival { kind, number, message_id: publication.message_id, body: publication.body })
+            let message_id = publication.message_id.to_string();
+            Ok(Arrival { kind, number, message_id, body: Bytes::copy_from_slice(&publication.body) })
         }
         None => Err("a result came back without its call's correlation id".to_owned()),
     };
