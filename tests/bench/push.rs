@@ -1,4 +1,4 @@
-//! `ringcast pipe` beside h2load, on an endpoint that is neither's: see `README.md` beside this file.
+//! `ringcast pipe` beside h2load and a bare h2 client, on an endpoint that is nobody's: see `README.md` beside this file.
 
 #![allow(unreachable_pub, missing_docs, reason = "the modules of a benchmark, which nobody else sees")]
 
@@ -13,6 +13,8 @@ mod pace;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/place.rs"]
 mod place;
+#[allow(dead_code, reason = "another benchmark feeds it")]
+mod reference;
 mod summary;
 #[allow(dead_code, reason = "another benchmark uses more of it")]
 mod traffic;
@@ -27,7 +29,7 @@ use std::time::Duration;
 use bed::Bed;
 use callgrind::{Cost, Profile};
 use child::{Usage, run_whole};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use pace::Paced;
 
 /// Whatever went wrong, in words.
@@ -52,8 +54,8 @@ const COUNTED_FEW: u64 = 500;
 /// A rate counts as held from this share of it on.
 const HELD: f64 = 0.95;
 
-/// Pushes invites through `ringcast pipe` to nginx on 127.0.0.1, beside h2load that sends the same pushes: CPU, rate,
-/// latency at fixed rates, and instructions and allocations by callgrind
+/// Pushes invites through `ringcast pipe` to nginx on 127.0.0.1, beside h2load and a bare h2 client that send the same pushes: CPU,
+/// rate, latency at fixed rates, and instructions and allocations by callgrind
 #[derive(Parser)]
 #[command(
     name = "push",
@@ -76,10 +78,24 @@ struct Arguments {
     /// Cargo says so to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Be the bare client; the benchmark starts it by itself
+    #[command(hide = true)]
+    Bare(reference::Task),
 }
 
 fn main() -> ExitCode {
-    match measure(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    let ended = match &arguments.role {
+        Some(Role::Bare(task)) => reference::run(task),
+        None => measure(&arguments),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("push: {failure}");
@@ -184,37 +200,36 @@ impl Run {
     }
 }
 
-/// Ringcast's figure and h2load's, of one round.
+/// What was measured of all three, side by side.
+struct Each<T> {
+    ringcast: T,
+    bare: T,
+    h2load: T,
+}
+
+/// The same of the two that push at a fixed rate.
 struct Pair<T> {
     ringcast: T,
     h2load: T,
 }
 
-impl<T> Pair<T> {
-    fn ratio(&self, figure: impl Fn(&T) -> f64) -> f64 {
-        figure(&self.ringcast) / figure(&self.h2load)
-    }
-}
-
-fn ratios<T>(pairs: &[Pair<T>], figure: impl Fn(&T) -> f64) -> Vec<f64> {
-    pairs.iter().map(|pair| pair.ratio(&figure)).collect()
-}
-
-fn full_speed(bed: &Bed, size: &Size) -> Result<Vec<Pair<Run>>, Failure> {
+fn full_speed(bed: &Bed, size: &Size) -> Result<Vec<Each<Run>>, Failure> {
     println!("one connection, {STREAMS} streams, as fast as they can:");
     println!("client      pushes      s  pushes/s   CPU us/push (user+sys)     nginx");
-    let mut pairs = Vec::new();
+    let mut rounds = Vec::new();
     for round in 1..=size.rounds {
         let (invites, outcomes) = (bed.invites(round, size.pushes)?, bed.path("outcomes"));
         let command = &mut bed.ringcast(STREAMS, &invites, &outcomes)?;
         let (ringcast, _) = whole(bed, "ringcast", command, size.pushes)?;
         judge(&outcomes, round, size.pushes)?;
+        let (bare, said) = whole(bed, "bare h2", &mut bed.bare(STREAMS, round, size.pushes)?, size.pushes)?;
+        bed::check_bare(&said, size.pushes)?;
         let (h2load, said) = whole(bed, "h2load", &mut bed.h2load(STREAMS, size.pushes), size.pushes)?;
         bed::check(&said, size.pushes)?;
-        pairs.push(Pair { ringcast, h2load });
+        rounds.push(Each { ringcast, bare, h2load });
     }
     println!();
-    Ok(pairs)
+    Ok(rounds)
 }
 
 /// One run of one client, to its end.
@@ -272,7 +287,7 @@ fn print_paced(name: &str, rate: u32, paced: &Paced) {
     println!("{name:<9} {rate:>8} {:>9.0} {half:>7.2} {p99:>7.2} {p999:>7.2} {max:>7.2}", paced.reached);
 }
 
-fn counted(bed: &Bed, size: &Size) -> Result<Pair<Cost>, Failure> {
+fn counted(bed: &Bed, size: &Size) -> Result<Each<Cost>, Failure> {
     let (few, many) = (COUNTED_FEW, COUNTED_FEW + size.counted);
     println!("under callgrind, {few} and {many} pushes, the difference:");
     println!("client    instructions/push  without SHA-256  allocations/push");
@@ -284,6 +299,13 @@ fn counted(bed: &Bed, size: &Size) -> Result<Pair<Cost>, Failure> {
         judge(&outcomes, run, count)?;
         callgrind::read(&profile)
     };
+    let bare = |run: u32, count: u64| -> Result<Profile, Failure> {
+        let profile = bed.path("profile");
+        let mut command = callgrind::under(&bed.bare(STREAMS, run, count)?, &profile);
+        let ended = run_whole("bare h2", command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+        bed::check_bare(&ended.said, count)?;
+        callgrind::read(&profile)
+    };
     let h2load = |count: u64| -> Result<Profile, Failure> {
         let profile = bed.path("profile");
         let mut command = callgrind::under(&bed.h2load(STREAMS, count), &profile);
@@ -291,21 +313,35 @@ fn counted(bed: &Bed, size: &Size) -> Result<Pair<Cost>, Failure> {
         bed::check(&ended.said, count)?;
         callgrind::read(&profile)
     };
-    let pair = Pair {
+    let each = Each {
         ringcast: Cost::of(&ringcast(9001, few)?, &ringcast(9002, many)?, size.counted),
+        bare: Cost::of(&bare(9001, few)?, &bare(9002, many)?, size.counted),
         h2load: Cost::of(&h2load(few)?, &h2load(many)?, size.counted),
     };
-    for (name, cost) in [("ringcast", &pair.ringcast), ("h2load", &pair.h2load)] {
+    for (name, cost) in [("ringcast", &each.ringcast), ("bare h2", &each.bare), ("h2load", &each.h2load)] {
         println!("{name:<9} {:>17.0} {:>16.0} {:>17.1}", cost.instructions, cost.others(), cost.allocations);
     }
     println!();
-    Ok(pair)
+    Ok(each)
 }
 
+/// Whose run it is.
+type Side = fn(&Each<Run>) -> &Run;
+
 /// The figures for `tests/bench/run`, with the limits that they have.
-fn tell(full_speed: &[Pair<Run>], paced: &AtRates, counted: &Pair<Cost>) {
-    summary::rounds("CPU a push, ringcast / h2load", &ratios(full_speed, Run::cpu), "at most 1.00");
-    summary::rounds("pushes/s, ringcast / h2load", &ratios(full_speed, Run::rate), "");
+fn tell(full_speed: &[Each<Run>], paced: &AtRates, counted: &Each<Cost>) {
+    let (ringcast, bare, h2load): (Side, Side, Side) =
+        (|each| &each.ringcast, |each| &each.bare, |each| &each.h2load);
+    let ratio = |what: &str, figure: fn(&Run) -> f64, one: Side, other: Side, limit: &str| {
+        let ratios: Vec<f64> =
+            full_speed.iter().map(|each| figure(one(each)) / figure(other(each))).collect();
+        summary::rounds(what, &ratios, limit);
+    };
+    ratio("CPU a push, ringcast / h2load", Run::cpu, ringcast, h2load, "at most 1.00");
+    ratio("CPU a push, bare h2 / h2load", Run::cpu, bare, h2load, "");
+    ratio("CPU a push, ringcast / bare h2", Run::cpu, ringcast, bare, "");
+    ratio("pushes/s, ringcast / h2load", Run::rate, ringcast, h2load, "");
+    ratio("pushes/s, bare h2 / h2load", Run::rate, bare, h2load, "");
     for (rate, pairs) in paced {
         let figure = |of: fn(&Paced) -> f64| {
             let of = |side: fn(&Pair<Paced>) -> &Paced| {
@@ -327,11 +363,13 @@ fn tell(full_speed: &[Pair<Run>], paced: &AtRates, counted: &Pair<Cost>) {
             summary::line(&format!("{rate}/s was NOT held: reached by ringcast and h2load"), &reached, "");
         }
     }
-    let Pair { ringcast, h2load } = counted;
+    let Each { ringcast, bare, h2load } = counted;
     let beside = |ours: f64, theirs: f64| format!("{ours:.0} (h2load: {theirs:.0})");
     let instructions = beside(ringcast.instructions, h2load.instructions);
     summary::line("user instructions a push", &instructions, "at most 50000");
     summary::line("the same without SHA-256", &beside(ringcast.others(), h2load.others()), "");
-    let allocations = format!("{:.1} (h2load: {:.1})", ringcast.allocations, h2load.allocations);
-    summary::line("allocations a push", &allocations, "");
+    summary::line("user instructions a push, bare h2", &beside(bare.instructions, h2load.instructions), "");
+    let beside = |ours: f64, theirs: f64| format!("{ours:.1} (h2load: {theirs:.1})");
+    summary::line("allocations a push", &beside(ringcast.allocations, h2load.allocations), "");
+    summary::line("allocations a push, bare h2", &beside(bare.allocations, h2load.allocations), "");
 }

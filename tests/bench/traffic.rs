@@ -21,24 +21,43 @@ const INVITES_A_LOOK: u64 = 256;
 
 /// The call id of a push.
 pub fn call_id(run: u32, number: u64) -> String {
-    format!("{run:08x}-0000-4000-8000-{number:012x}")
+    String::from_utf8_lossy(&call_id_bytes(run, number)).into_owned()
+}
+
+/// The same without a formatter and an allocation, for who is measured himself.
+pub fn call_id_bytes(run: u32, number: u64) -> [u8; 36] {
+    let mut text = *b"........-0000-4000-8000-............";
+    write_hex(&run.to_be_bytes(), &mut text[..8]);
+    write_hex(&number.to_be_bytes()[2..], &mut text[24..]);
+    text
 }
 
 /// The device token of a push: 32 bytes in hex that look like nothing else, as Apple's do (`SplitMix64`).
 pub fn token(run: u32, number: u64) -> String {
-    use std::fmt::Write;
-    let mut text = String::with_capacity(64);
+    String::from_utf8_lossy(&token_bytes(run, number)).into_owned()
+}
+
+/// The same without a formatter and an allocation.
+pub fn token_bytes(run: u32, number: u64) -> [u8; 64] {
+    let mut text = [0; 64];
     let mut state = (u64::from(run) << 40) ^ number;
-    for _ in 0..4 {
+    for digits in text.chunks_exact_mut(16) {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = state;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         word ^= word >> 31;
-        // A String takes everything.
-        let _ = write!(text, "{word:016x}");
+        write_hex(&word.to_be_bytes(), digits);
     }
     text
+}
+
+fn write_hex(bytes: &[u8], digits: &mut [u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (byte, pair) in bytes.iter().zip(digits.chunks_exact_mut(2)) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
 }
 
 /// The push body that the worker makes of such an invite, for the reference to send the same.

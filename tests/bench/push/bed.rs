@@ -1,6 +1,7 @@
-//! nginx as an endpoint that knows nothing of APNs, and the two clients that push to it: `ringcast pipe` and `h2load`.
+//! nginx as an endpoint that knows nothing of APNs, and the clients that push to it: `ringcast pipe`, the bare h2 client and `h2load`.
 //!
-//! What h2load sends is what Ringcast was seen to send: one push of each is written down by nginx, and they must be the same.
+//! What h2load sends is what Ringcast was seen to send: one push of each is written down by nginx, and they must be the same. So must
+//! the bare client's be, but for its provider token and its `apns-id`, which are as long.
 
 use std::fmt::Write;
 use std::fs::{self, File};
@@ -59,6 +60,20 @@ struct Seen {
     body: String,
 }
 
+impl Seen {
+    /// Without what the bare client has of its own: the provider token, the id of the push, the second of the deadline.
+    fn masked(&self) -> Self {
+        let own = |name: &str| ["authorization", "apns_id"].contains(&name);
+        let mask =
+            |name: &str, value: &str| if own(name) { "x".repeat(value.len()) } else { value.to_owned() };
+        Self {
+            method: self.method.clone(),
+            headers: self.headers.iter().map(|(name, value)| (name.clone(), mask(name, value))).collect(),
+            body: self.body.replace(|letter: char| letter.is_ascii_digit(), "0"),
+        }
+    }
+}
+
 impl Bed {
     /// Starts nginx and looks at one push of each client.
     pub fn start() -> Result<Self, Failure> {
@@ -109,7 +124,12 @@ impl Bed {
         if ours != theirs {
             return Err(format!("ringcast sends {ours:?}, h2load {theirs:?}").into());
         }
-        println!("both send {} headers and {} bytes of body\n", self.headers.len(), ours.body.len());
+        run_whole("bare h2", &mut self.bare_to(port, 1, 0, 1)?)?;
+        let bare = self.seen(2)?;
+        if ours.masked() != bare.masked() {
+            return Err(format!("ringcast sends {ours:?}, the bare client {bare:?}").into());
+        }
+        println!("all send {} headers and {} bytes of body\n", self.headers.len(), ours.body.len());
         Ok(())
     }
 
@@ -193,6 +213,27 @@ impl Bed {
         command
     }
 
+    /// The bare h2 client, which this program is itself, with the pushes of a run on one connection.
+    pub fn bare(&self, streams: u16, run: u32, count: u64) -> Result<Command, Failure> {
+        self.bare_to(self.port, streams, run, count)
+    }
+
+    fn bare_to(&self, port: u16, streams: u16, run: u32, count: u64) -> Result<Command, Failure> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("bare").arg("--identity").arg(self.place.path("identity"));
+        for (name, value) in [
+            ("--port", u64::from(port)),
+            ("--run", u64::from(run)),
+            ("--pushes", count),
+            ("--connections", 1),
+            ("--streams", u64::from(streams)),
+        ] {
+            command.arg(name).arg(value.to_string());
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        Ok(command)
+    }
+
     /// `h2load` with `count` pushes on one connection.
     pub fn h2load(&self, streams: u16, count: u64) -> Command {
         self.h2load_to(self.port, streams, count)
@@ -208,6 +249,16 @@ impl Bed {
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command
+    }
+}
+
+/// Whether the bare client says that every push was answered 200: the last thing it says is how many were.
+pub fn check_bare(said: &str, count: u64) -> Result<(), Failure> {
+    let last = said.lines().last().unwrap_or_default();
+    if last == count.to_string() {
+        Ok(())
+    } else {
+        Err(format!("the bare client did not push everything: it ended after {last}").into())
     }
 }
 
