@@ -14,6 +14,8 @@ mod guard;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/place.rs"]
 mod place;
+#[allow(dead_code, reason = "another benchmark starts more with it")]
+mod program;
 #[allow(dead_code, reason = "another benchmark runs it by itself")]
 mod reference;
 #[allow(dead_code, reason = "another benchmark prints with it")]
@@ -130,7 +132,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     let rounds = arguments.rounds.unwrap_or(rounds);
 
     let mut bed = Bed::start()?;
-    head();
+    head()?;
     let ours = bed.run(Who::Ringcast, None, flat_out)?;
     line(Who::Ringcast, None, &ours);
     let bare = bed.run(Who::Bare, None, flat_out)?;
@@ -168,10 +170,8 @@ fn share_of(capacity: f64, percent: u64) -> u64 {
     (capacity as u64 * percent / 100 / STEP * STEP).max(STEP)
 }
 
-fn head() {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let profile = if cfg!(debug_assertions) { "debug: the times mean nothing" } else { "release" };
-    println!("ringcast {} ({profile}), {cores} cores\n", env!("CARGO_PKG_VERSION"));
+fn head() -> Result<(), Failure> {
+    println!("{}\n", program::head()?);
     println!(
         "{:<9} {:>9} {:>8} {:>9} {:>8} {:>8} {:>8} {:>9} {:>11} {:>12}",
         "run",
@@ -185,6 +185,7 @@ fn head() {
         "CPU us/push",
         "late, p99 us"
     );
+    Ok(())
 }
 
 fn line(who: Who, rate: Option<u64>, times: &Times) {
@@ -263,7 +264,7 @@ impl Bed {
         let run = self.runs;
         let outcomes = self.place.path("outcomes");
         let mut command = match who {
-            Who::Ringcast => worker::ringcast("pipe", &self.config),
+            Who::Ringcast => program::ringcast("pipe", &self.config)?,
             Who::Bare => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.arg("bare").arg("--identity").arg(&self.identity);

@@ -14,7 +14,7 @@ use super::guard::guarded;
 use super::place::Place;
 use super::shape::Shape;
 use super::worker::{self, Worker};
-use super::{Failure, KEY_ID, TEAM_ID, float};
+use super::{Failure, TEAM_ID, float, program};
 
 /// The simulator, and what it takes to push to it.
 pub struct Bed {
@@ -40,12 +40,7 @@ impl Bed {
         let key_id = worker::key_id(1);
         let script =
             place.write("script.toml", format!("[[key]]\nkey_id = \"{key_id}\"\nteam_id = \"{TEAM_ID}\"\n"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_apns-simulator"));
-        command.args(["--listen", "127.0.0.1:0", "--team-id", TEAM_ID, "--key-id", KEY_ID]);
-        command.arg("--identity").arg(&identity).arg("--script").arg(script);
-        let (simulator, line) = Running::serve("apns-simulator", &mut command)?;
-        let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
-        let port = port.ok_or_else(|| format!("apns-simulator did not say where it listens: {line}"))?;
+        let (simulator, port) = program::simulator(&identity, Some(&script))?;
         Ok(Self { place, _simulator: simulator, identity, port, runs: 0 })
     }
 
@@ -57,7 +52,7 @@ impl Bed {
         let run = self.runs;
         let first = worker.connections.max(worker.apps);
         let all = marks.last().copied().ok_or("a run without marks")? + first;
-        let mut running = Running::start("ringcast", &mut worker::ringcast("pipe", &config))?;
+        let mut running = Running::start("ringcast", &mut program::ringcast("pipe", &config)?)?;
         let (mut stdin, stdout) = running.pipes()?;
         let progress = AtomicU64::new(0);
         let weighed = |running: &Mutex<Running>| {
@@ -111,9 +106,9 @@ impl Bed {
             (self.place.path("invites"), self.place.path("outcomes"), self.place.path("told"));
         shape.write(File::create(&input)?, run, 0, invites)?;
         let mut command = Command::new("valgrind");
-        worker::free_of_settings(&mut command);
+        program::free_of_settings(&mut command);
         command.arg("--tool=callgrind").arg(format!("--log-file={}", told.display()));
-        command.arg("--callgrind-out-file=/dev/null").arg(env!("CARGO_BIN_EXE_ringcast"));
+        command.arg("--callgrind-out-file=/dev/null").arg(program::path()?);
         command.arg("pipe").arg("--config").arg(config);
         // Looking at files goes by the clock: valgrind's hours would count it a hundred times.
         command.env("RINGCAST__APNS__RELOAD_INTERVAL", "0s");

@@ -10,6 +10,7 @@ mod guard;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/place.rs"]
 mod place;
+mod program;
 #[allow(dead_code, reason = "another benchmark prints with it")]
 mod report;
 mod shape;
@@ -120,9 +121,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     let pushes = arguments.pushes.unwrap_or(pushes);
     let rounds = arguments.rounds.unwrap_or(rounds);
     let mut bed = Bed::start()?;
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let profile = if cfg!(debug_assertions) { "debug: the times mean nothing" } else { "release" };
-    println!("ringcast {} ({profile}), {cores} cores", env!("CARGO_PKG_VERSION"));
+    println!("{}", program::head()?);
     let counted = !smoke && drive::valgrind();
     if !counted && !smoke {
         println!("no instructions: valgrind is not installed (tests/run packages)");

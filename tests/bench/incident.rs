@@ -5,12 +5,14 @@
 
 #[allow(dead_code, reason = "the other benchmark weighs processes, this one does not")]
 mod child;
+#[allow(dead_code, reason = "another benchmark starts more with it")]
+mod program;
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -25,6 +27,8 @@ use tokio::time::{Instant, sleep_until};
 
 pub type Failure = Box<dyn Error + Send + Sync>;
 
+const TEAM_ID: &str = "TEAM123456";
+const KEY_ID: &str = "KEY1234567";
 const CONNECTIONS: u64 = 4;
 /// Calls a second, and how long they come.
 const RATE: u64 = 500;
@@ -90,6 +94,7 @@ fn main() -> ExitCode {
 }
 
 fn measure() -> Result<(), Failure> {
+    println!("{}", program::head()?);
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("incident-{}", std::process::id()));
     std::fs::create_dir_all(&place)?;
     println!(
@@ -121,7 +126,7 @@ fn run(incident: Incident, place: &Path) -> Result<(), Failure> {
     let serving = thread::spawn(move || -> Result<(), Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let identity = Identity::open_or_create(&folder, "KEY1234567")?;
+            let identity = Identity::open_or_create(&folder, KEY_ID)?;
             let simulator = Simulator::new(Options::new(identity.verifying_key()))?;
             simulator.faults().add(Fault::latency(LATENCY.0, LATENCY.1));
             let listening = simulator.listen(([127, 0, 0, 1], 0).into(), identity.server_config()).await?;
@@ -152,13 +157,12 @@ fn push(incident: Incident, place: &Path, simulator: &Simulator, port: u16) -> R
             "[amqp]\nprefetch = 2000\n[apns]\nproduction = \"https://127.0.0.1:{port}\"\nca_file = {}\n\
              connections = {CONNECTIONS}\nrequest_timeout = \"{REQUEST_TIMEOUT}\"\n[log]\nlevel = \"error\"\n\
              [apps.acme]\nbundle_id = \"com.acme.voice\"\n\
-             [apps.acme.auth]\nteam_id = \"TEAM123456\"\nkey_id = \"KEY1234567\"\nkey_file = {}\n",
+             [apps.acme.auth]\nteam_id = \"{TEAM_ID}\"\nkey_id = \"{KEY_ID}\"\nkey_file = {}\n",
             file("ca.pem"),
-            file("AuthKey_KEY1234567.p8")
+            file(&format!("AuthKey_{KEY_ID}.p8"))
         ),
     )?;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringcast"));
-    let mut running = Running::start("ringcast", command.arg("pipe").arg("--config").arg(&config))?;
+    let mut running = Running::start("ringcast", &mut program::ringcast("pipe", &config)?)?;
     let (mut stdin, stdout) = running.pipes()?;
     let reader = thread::spawn(move || read(BufReader::new(stdout)));
 

@@ -14,6 +14,8 @@ mod guard;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/place.rs"]
 mod place;
+#[allow(dead_code, reason = "another benchmark starts more with it")]
+mod program;
 #[allow(dead_code, reason = "another benchmark prints with it")]
 mod report;
 #[allow(dead_code, reason = "another benchmark uses more of it")]
@@ -108,8 +110,7 @@ fn main() -> ExitCode {
 fn measure(arguments: &Arguments) -> Result<(), Failure> {
     let smoke = arguments.smoke || !arguments.bench;
     let mut bed = Bed::start()?;
-    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
-    println!("ringcast {} ({profile})\n", env!("CARGO_PKG_VERSION"));
+    println!("{}\n", program::head()?);
     let mut beyond = Vec::new();
     if !arguments.without_broker && !smoke {
         let idle = mib(tokio::runtime::Runtime::new()?.block_on(bed.idle())?);
@@ -214,7 +215,7 @@ impl Bed {
         let arrivals = self.endpoint.expect(run, all)?;
         let shape = Shape { devices: load.devices, apps: 1 };
         let used = self.endpoint.connections_used();
-        let mut running = Running::start("ringcast", &mut worker::ringcast("pipe", &config))?;
+        let mut running = Running::start("ringcast", &mut program::ringcast("pipe", &config)?)?;
         let (mut stdin, stdout) = running.pipes()?;
         let mut stdout = BufReader::with_capacity(1 << 16, stdout);
         let weighed = |running: &Mutex<Running>| {
@@ -259,7 +260,7 @@ impl Bed {
         let admin = SocketAddr::from(([127, 0, 0, 1], ports.first));
         let more = format!("[admin]\nlisten = \"{admin}\"\n");
         let config = self.config(&Worker::DEFAULT, &more)?;
-        let mut command = worker::ringcast("run", &config);
+        let mut command = program::ringcast("run", &config)?;
         command.env("RINGCAST__AMQP__URI", broker.uri()).env("RINGCAST__AMQP__DECLARE", "true");
         let running = Running::start("ringcast", &mut command)?;
         while !ready(admin).is_ok_and(|ready| ready) {

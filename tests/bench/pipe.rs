@@ -10,6 +10,8 @@ mod child;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/place.rs"]
 mod place;
+#[allow(dead_code, reason = "another benchmark starts more with it")]
+mod program;
 #[allow(dead_code, reason = "another benchmark feeds it")]
 mod reference;
 #[allow(dead_code, reason = "what only other benchmarks keep")]
@@ -114,7 +116,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
 
     let place = Place::new("pipe");
     let bed = Bed::start(&place)?;
-    report::head();
+    report::head(&program::head()?);
     let short = bed.pipe(0, few)?;
     report::line("ringcast, few", &short);
     let mut pairs = Vec::new();
@@ -145,11 +147,7 @@ struct Bed {
 impl Bed {
     fn start(place: &Place) -> Result<Self, Failure> {
         let identity = place.path("identity");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_apns-simulator"));
-        command.args(["--listen", "127.0.0.1:0", "--team-id", TEAM_ID, "--key-id", KEY_ID, "--identity"]);
-        let (simulator, line) = Running::serve("apns-simulator", command.arg(&identity))?;
-        let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
-        let port = port.ok_or_else(|| format!("apns-simulator did not say where it listens: {line}"))?;
+        let (simulator, port) = program::simulator(&identity, None)?;
         let config = place.path("config.toml");
         // A TOML text, quoted and escaped.
         let file = |name: &str| format!("{:?}", identity.join(name).display().to_string());
@@ -168,14 +166,7 @@ impl Bed {
 
     /// A run of `ringcast pipe`.
     fn pipe(&self, run: u32, count: u64) -> Result<Row, Failure> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ringcast"));
-        // Nothing of the caller's own settings.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("RINGCAST__") {
-                command.env_remove(name);
-            }
-        }
-        command.arg("pipe").arg("--config").arg(&self.config);
+        let mut command = program::ringcast("pipe", &self.config)?;
         self.weigh("ringcast", &mut command, count, |mut stdin, stdout, progress| {
             let writer =
                 thread::spawn(move || traffic::write_invites(&mut stdin, run, count).map(|()| stdin));

@@ -13,6 +13,8 @@ mod pace;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/place.rs"]
 mod place;
+#[allow(dead_code, reason = "another benchmark starts more with it")]
+mod program;
 #[allow(dead_code, reason = "another benchmark feeds it")]
 mod reference;
 mod summary;
@@ -143,8 +145,6 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
 
 /// The machine and the versions.
 fn head() -> Result<(), Failure> {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let profile = if cfg!(debug_assertions) { "debug: the times mean nothing" } else { "release" };
     let version = |program: &'static str| -> Result<String, Failure> {
         let mut command = Command::new(program);
         command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped());
@@ -153,10 +153,7 @@ fn head() -> Result<(), Failure> {
     };
     let (h2load, valgrind) = (version("h2load")?, version("valgrind")?);
     let nginx = bed::nginx_version()?;
-    println!(
-        "ringcast {} ({profile}), {cores} cores, {nginx}, {h2load}, {valgrind}",
-        env!("CARGO_PKG_VERSION")
-    );
+    println!("{}, {nginx}, {h2load}, {valgrind}", program::head()?);
     Ok(())
 }
 

@@ -12,6 +12,8 @@ mod child;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/place.rs"]
 mod place;
+#[allow(dead_code, reason = "another benchmark counts instructions with it")]
+mod program;
 mod summary;
 #[allow(dead_code, reason = "the other benchmarks use more of it")]
 mod traffic;
@@ -41,6 +43,8 @@ use tokio::time::{Instant, sleep};
 
 pub type Failure = Box<dyn Error + Send + Sync>;
 
+const TEAM_ID: &str = "TEAM123456";
+const KEY_ID: &str = "KEY1234567";
 const INVITES: &str = "ringcast.invites";
 const OUTCOMES: &str = "ringcast.outcomes";
 /// The default of `amqp.prefetch`, said aloud because the bare loop takes the same.
@@ -110,9 +114,7 @@ async fn measure(arguments: &Arguments) -> Result<(), Failure> {
     let invites = arguments.invites.unwrap_or(if smoke { 6_000 } else { 40_000 });
     let rounds = arguments.rounds.unwrap_or(if smoke { 1 } else { 3 });
     let bed = Bed::start(Place::new("relay")).await?;
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let profile = if cfg!(debug_assertions) { "debug: the times mean nothing" } else { "release" };
-    println!("ringcast {} ({profile}), {cores} cores, prefetch {PREFETCH}\n", env!("CARGO_PKG_VERSION"));
+    println!("{}, prefetch {PREFETCH}\n", program::head()?);
     println!(
         "{:<16} {:>7} {:>8} {:>9} {:>26} {:>10} {:>12}",
         "run", "devices", "invites", "invites/s", "CPU us/invite (user+sys)", "broker us", "outcome B"
@@ -248,19 +250,15 @@ impl Bed {
         let broker =
             Broker::start().await?.ok_or("RabbitMQ is not installed: apt-get install rabbitmq-server")?;
         let identity = place.path("identity");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_apns-simulator"));
-        command.args(["--listen", "127.0.0.1:0", "--team-id", "TEAM123456", "--key-id", "KEY1234567"]);
-        let (simulator, line) = Running::serve("apns-simulator", command.arg("--identity").arg(&identity))?;
-        let port = line.trim().rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
-        let port = port.ok_or_else(|| format!("apns-simulator did not say where it listens: {line}"))?;
+        let (simulator, port) = program::simulator(&identity, None)?;
         let ports = Ports::claim().ok_or("every block of ports is in use")?;
         // A TOML text, quoted and escaped.
         let file = |name: &str| format!("{:?}", identity.join(name).display().to_string());
-        let (ca_file, key_file) = (file("ca.pem"), file("AuthKey_KEY1234567.p8"));
+        let (ca_file, key_file) = (file("ca.pem"), file(&format!("AuthKey_{KEY_ID}.p8")));
         let config = format!(
             "[amqp]\nuri = \"{}\"\nprefetch = {PREFETCH}\n[apns]\nproduction = \"https://127.0.0.1:{port}\"\nca_file = {ca_file}\n\
              [log]\nlevel = \"warn,lapin=off\"\n[apps.acme]\nbundle_id = \"com.acme.voice\"\n\
-             [apps.acme.auth]\nteam_id = \"TEAM123456\"\nkey_id = \"KEY1234567\"\nkey_file = {key_file}\n",
+             [apps.acme.auth]\nteam_id = \"{TEAM_ID}\"\nkey_id = \"{KEY_ID}\"\nkey_file = {key_file}\n",
             broker.uri()
         );
         let settings = Settings {
@@ -327,14 +325,7 @@ impl Bed {
         let admin = SocketAddr::from(([127, 0, 0, 1], self.ports.first + number));
         let file = self.place.path(&format!("config-{number}.toml"));
         std::fs::write(&file, format!("{}[admin]\nlisten = \"{admin}\"\n", self.config))?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ringcast"));
-        // Nothing of the caller's own settings.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("RINGCAST__") {
-                command.env_remove(name);
-            }
-        }
-        let mut process = Running::start("ringcast", command.arg("run").arg("--config").arg(&file))?;
+        let mut process = Running::start("ringcast", &mut program::ringcast("run", file.as_ref())?)?;
         let (stdin, _) = process.pipes()?;
         Ok(Relay { process, stdin, progress: Progress::Admin(admin) })
     }

@@ -61,10 +61,8 @@ fn mib(kib: u64) -> f64 {
 }
 
 /// The machine, the versions and the columns.
-pub fn head() {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let profile = if cfg!(debug_assertions) { "debug: the times mean nothing" } else { "release" };
-    println!("ringcast {} ({profile}), {cores} cores\n", env!("CARGO_PKG_VERSION"));
+pub fn head(measured: &str) {
+    println!("{measured}\n");
     println!(
         "{:<14} {:>8} {:>8} {:>7} {:>9} {:>24} {:>9} {:>10}",
         "run", "pushes", "attempts", "s", "pushes/s", "CPU us/push (user+sys)", "peak MiB", "simulator"

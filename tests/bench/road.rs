@@ -12,13 +12,15 @@ mod child;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/place.rs"]
 mod place;
+#[allow(dead_code, reason = "another benchmark counts instructions with it")]
+mod program;
 #[allow(dead_code, reason = "outcomes are counted here, not read")]
 mod traffic;
 
 use std::error::Error;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use broker::{Broker, Ports};
@@ -32,6 +34,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 pub type Failure = Box<dyn Error + Send + Sync>;
 
+const TEAM_ID: &str = "TEAM123456";
+const KEY_ID: &str = "KEY1234567";
 /// What Apple's answers take.
 const LATENCY: &str = "40ms";
 /// Calls that wait in the queue when the worker starts.
@@ -60,12 +64,7 @@ fn main() -> ExitCode {
 async fn measure() -> Result<(), Failure> {
     let place = Place::new("road");
     let bed = Bed::start(place).await?;
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let profile = if cfg!(debug_assertions) { "debug: the times mean nothing" } else { "release" };
-    println!(
-        "ringcast {} ({profile}), {cores} cores, Apple answers after {LATENCY}\n",
-        env!("CARGO_PKG_VERSION")
-    );
+    println!("{}, Apple answers after {LATENCY}\n", program::head()?);
     println!(
         "{:<22} {:>8} {:>8} {:>8} {:>9} {:>24} {:>9} {:>9}",
         "calls", "prefetch", "ready s", "calls", "calls/s", "CPU us/call (user+sys)", "peak MiB", "broker us"
@@ -103,21 +102,16 @@ impl Bed {
         let script = place.path("script.toml");
         std::fs::write(&script, format!("[[fault]]\nlatency = \"{LATENCY}\"\n"))?;
         let identity = place.path("identity");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_apns-simulator"));
-        command.args(["--listen", "127.0.0.1:0", "--team-id", "TEAM123456", "--key-id", "KEY1234567"]);
-        command.arg("--identity").arg(&identity).arg("--script").arg(&script);
-        let (simulator, line) = Running::serve("apns-simulator", &mut command)?;
-        let port = line.trim().rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
-        let port = port.ok_or_else(|| format!("apns-simulator did not say where it listens: {line}"))?;
+        let (simulator, port) = program::simulator(&identity, Some(&script))?;
         let ports = Ports::claim().ok_or("every block of ports is in use")?;
         let admin = SocketAddr::from(([127, 0, 0, 1], ports.first));
         // A TOML text, quoted and escaped.
         let file = |name: &str| format!("{:?}", identity.join(name).display().to_string());
-        let (ca_file, key_file) = (file("ca.pem"), file("AuthKey_KEY1234567.p8"));
+        let (ca_file, key_file) = (file("ca.pem"), file(&format!("AuthKey_{KEY_ID}.p8")));
         let config = format!(
             "uri = \"{}\"\ndeclare = true\n[apns]\nproduction = \"https://127.0.0.1:{port}\"\nca_file = {ca_file}\n\
              [admin]\nlisten = \"{admin}\"\n[log]\nlevel = \"warn,lapin=off\"\n[apps.acme]\nbundle_id = \"com.acme.voice\"\n\
-             [apps.acme.auth]\nteam_id = \"TEAM123456\"\nkey_id = \"KEY1234567\"\nkey_file = {key_file}\n",
+             [apps.acme.auth]\nteam_id = \"{TEAM_ID}\"\nkey_id = \"{KEY_ID}\"\nkey_file = {key_file}\n",
             broker.uri()
         );
         let settings = Settings {
@@ -151,15 +145,9 @@ impl Bed {
         let file = self.place.path("config.toml");
         std::fs::write(&file, format!("[amqp]\nprefetch = {prefetch}\n{}", self.config))?;
         let broker_before = self.broker_cpu().await?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ringcast"));
-        // Nothing of the caller's own settings.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("RINGCAST__") {
-                command.env_remove(name);
-            }
-        }
+        let mut command = program::ringcast("run", &file)?;
         let began = Instant::now();
-        let worker = Running::start("ringcast", command.arg("run").arg("--config").arg(&file))?;
+        let worker = Running::start("ringcast", &mut command)?;
         while !self.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
             if began.elapsed() > STALL {
                 return Err("the worker does not get ready".into());

@@ -1,9 +1,8 @@
-//! Ringcast as the benchmarks start it: which settings it gets, and nothing of the caller's own.
+//! Which settings Ringcast gets from the benchmarks.
 
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use super::{Failure, KEY_ID, TEAM_ID, TOPIC};
 
@@ -56,21 +55,4 @@ pub fn app(number: u64) -> String {
 /// The id of a key; the first one is the simulator's own.
 pub fn key_id(number: u64) -> String {
     if number == 0 { KEY_ID.to_owned() } else { format!("KEY{number:07}") }
-}
-
-/// `ringcast` with these arguments, in an environment without settings.
-pub fn ringcast(verb: &str, config: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringcast"));
-    free_of_settings(&mut command);
-    command.arg(verb).arg("--config").arg(config);
-    command
-}
-
-/// Takes the caller's own settings away.
-pub fn free_of_settings(command: &mut Command) {
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("RINGCAST__") {
-            command.env_remove(name);
-        }
-    }
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::child::{Running, Usage, run_whole};
 use super::place::Place;
-use super::{Failure, KEY_ID, TEAM_ID, TOPIC, traffic};
+use super::{Failure, KEY_ID, TEAM_ID, TOPIC, program, traffic};
 
 /// How long nginx may take to listen, and to write down a push that was answered.
 const NGINX_LATE: Duration = Duration::from_secs(30);
@@ -177,17 +177,17 @@ impl Bed {
         invites: &Path,
         outcomes: &Path,
     ) -> Result<Command, Failure> {
-        let mut command = self.ringcast_pipe(port, streams);
+        let mut command = self.ringcast_pipe(port, streams)?;
         command.stdin(File::open(invites)?).stdout(File::create(outcomes)?);
         Ok(command)
     }
 
     /// `ringcast pipe` on one connection; stdin and stdout are the caller's matter.
-    pub fn ringcast_piped(&self, streams: u16) -> Command {
+    pub fn ringcast_piped(&self, streams: u16) -> Result<Command, Failure> {
         self.ringcast_pipe(self.port, streams)
     }
 
-    fn ringcast_pipe(&self, port: u16, streams: u16) -> Command {
+    fn ringcast_pipe(&self, port: u16, streams: u16) -> Result<Command, Failure> {
         let folder = self.place.path("identity");
         // A TOML text, quoted and escaped.
         let file = |name: &str| format!("{:?}", folder.join(name).display().to_string());
@@ -202,15 +202,7 @@ impl Bed {
                  key_id = \"{KEY_ID}\"\nkey_file = {key_file}\n"
             ),
         );
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ringcast"));
-        // Nothing of the caller's own settings.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("RINGCAST__") {
-                command.env_remove(name);
-            }
-        }
-        command.arg("pipe").arg("--config").arg(config);
-        command
+        program::ringcast("pipe", &config)
     }
 
     /// The bare h2 client, which this program is itself, with the pushes of a run on one connection.

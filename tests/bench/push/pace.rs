@@ -50,7 +50,7 @@ pub fn ringcast(bed: &Bed, run: u32, rate: u32, count: u64) -> Result<Paced, Fai
     let count = count + 1;
     let mut invites = Vec::new();
     traffic::write_invites(&mut invites, run, count)?;
-    let mut running = Running::start("ringcast", &mut bed.ringcast_piped(STREAMS_MAX))?;
+    let mut running = Running::start("ringcast", &mut bed.ringcast_piped(STREAMS_MAX)?)?;
     let (stdin, stdout) = running.pipes()?;
     let (written, mut reading, stdin) =
         running.unless_stalled(|progress| exchange(&invites, rate, count, (stdin, stdout), progress))?;
