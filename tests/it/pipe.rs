@@ -100,15 +100,43 @@ async fn it_is_one_shard_and_says_so() {
     assert_eq!(apple.stop().await.len(), 1);
 }
 
+#[tokio::test]
+async fn stdin_and_stdout_may_be_files_or_pipes_or_that_of_the_log() {
+    let place = Place::new("pipe-shell");
+    let apple = Apple::start(&place, (0, 0), "").await;
+    for (way, number) in [
+        (r#""$0" pipe --config "$1" < in > out"#, 1),
+        (r#"cat in | "$0" pipe --config "$1" | cat > out"#, 2),
+        (r#"cat in | "$0" pipe --config "$1" 2>&1 | grep '^{"type":"ringcast' > out"#, 3),
+    ] {
+        let calls: Vec<String> =
+            (0..200).map(|call| format!("00000004-0000-4000-800{number}-{call:012}")).collect();
+        let invites: Vec<String> = calls.iter().map(|call| invite(call, 60, &["ab01"])).collect();
+        place.write("in", invites.join("\n"));
+        let config = config(Config::new(&apple), &place);
+        let mut shell = Process::start("sh", &["-c", way, RINGCAST, &config], &[], place.as_ref(), "shell");
+        assert_eq!(shell.ended(ANSWERED_WITHIN).await.code(), Some(0), "{way}: {}", shell.last_words());
+        let (outcomes, _) = results(&std::fs::read_to_string(place.path("out")).expect("it was written"));
+        for call in &calls {
+            assert_eq!(outcomes[call]["result"], "accepted", "{way}: {call}");
+        }
+        assert_eq!(outcomes.len(), calls.len(), "{way}");
+    }
+}
+
 fn start(place: &Place, apple: &Apple) -> Process {
     start_with(place, Config::new(apple))
 }
 
-fn start_with(place: &Place, mut config: Config) -> Process {
+fn config(mut config: Config, place: &Place) -> String {
     // Nobody is there: a pipe needs no broker.
     config.text("amqp", "uri", "amqp://guest:guest@127.0.0.1:9/%2f");
     let file = config.write(place, "pipe.toml");
-    let file = file.to_str().expect("the test's paths are UTF-8").to_owned();
+    file.to_str().expect("the test's paths are UTF-8").to_owned()
+}
+
+fn start_with(place: &Place, given: Config) -> Process {
+    let file = config(given, place);
     Process::start(RINGCAST, &["pipe", "--config", &file], &[], place.as_ref(), "pipe")
 }
 
