@@ -1,8 +1,8 @@
 //! Many futures polled in one task, each in a place that the next one takes over.
 //!
-//! It does what `FuturesUnordered` does, which asks the allocator for every future anew: a handler's future has some kilobytes, and to
-//! fetch them for every invite cost more than to poll it. A place stays when its future has ended, so there are as many as there
-//! ever were futures at once.
+//! It does what `FuturesUnordered` does, which asks the allocator for every future anew. A handler's future has some kilobytes: more than
+//! the allocator has at hand, so that it had to split and merge free memory for every invite. Here a place stays when its future has
+//! ended; there are as many as there ever were futures at once.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -106,7 +106,8 @@ impl<F: Future> Crew<F> {
         }
         while let Some(number) = self.turn.pop_front() {
             let Place { future, bell, waker } = &mut self.places[number];
-            bell.rung.store(false, Ordering::Release);
+            // Swapped, not stored: what was written before a call that found it rung is seen by this poll.
+            bell.rung.swap(false, Ordering::AcqRel);
             let Some(working) = future.as_mut().as_pin_mut() else { continue };
             let mut cx = Context::from_waker(waker);
             let result = match catch_unwind(AssertUnwindSafe(|| working.poll(&mut cx))) {
