@@ -119,10 +119,14 @@ impl<F: Future> Crew<F> {
             self.free.push(number);
             ended(result);
         }
-        let (places, task) = &mut *self.called.0.lock();
-        if places.is_empty() {
-            *task = Some(cx.waker().clone());
-        } else {
+        let some_were_woken = {
+            let (places, task) = &mut *self.called.0.lock();
+            if places.is_empty() {
+                *task = Some(cx.waker().clone());
+            }
+            !places.is_empty()
+        };
+        if some_were_woken {
             cx.waker().wake_by_ref();
         }
     }

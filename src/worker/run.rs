@@ -184,7 +184,7 @@ pub async fn run<G: Gateway>(
         handlers.poll_turn(cx, |ended| given_back += report(&worker, ended));
         if handlers.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     });
-    finishing.await;
+    unconstrained(finishing).await;
     if given_back > 0 {
         tracing::info!(invites = given_back, "invites that were not started went back for other workers");
     }

@@ -133,7 +133,6 @@ impl Drop for Attempt<'_> {
 
 #[cfg(test)]
 mod tests {
-
     use super::super::mailbox::Route;
     use super::*;
 

@@ -105,18 +105,30 @@ async fn stdin_and_stdout_may_be_files_or_pipes_or_that_of_the_log() {
     let place = Place::new("pipe-shell");
     let apple = Apple::start(&place, (0, 0), "").await;
     for (way, number) in [
-        (r#""$0" pipe --config "$1" < in > out"#, 1),
-        (r#"cat in | "$0" pipe --config "$1" | cat > out"#, 2),
-        (r#"cat in | "$0" pipe --config "$1" 2>&1 | grep '^{"type":"ringcast' > out"#, 3),
+        (r#""$0" pipe --config "$1" < in > out; echo $? > status"#, 1),
+        (r#"cat in | { "$0" pipe --config "$1"; echo $? > status; } | cat > out"#, 2),
+        (
+            r#"cat in | { "$0" pipe --config "$1" 2>&1; echo $? > status; } | grep '^{"type":"ringcast' > out"#,
+            3,
+        ),
+        // A shell reads byte by byte, so that the pipe is full.
+        (
+            r#"cat in | { "$0" pipe --config "$1"; echo $? > status; } | while read -r line; do echo "$line"; done > out"#,
+            4,
+        ),
     ] {
-        let calls: Vec<String> =
-            (0..200).map(|call| format!("00000004-0000-4000-800{number}-{call:012}")).collect();
+        // More than a pipe holds; where the log goes to the same one, so few that no line is split.
+        let calls: Vec<String> = (0..if number == 3 { 50 } else { 400 })
+            .map(|call| format!("00000004-0000-4000-800{number}-{call:012}"))
+            .collect();
         let invites: Vec<String> = calls.iter().map(|call| invite(call, 60, &["ab01"])).collect();
         place.write("in", invites.join("\n"));
         let config = config(Config::new(&apple), &place);
         let mut shell = Process::start("sh", &["-c", way, RINGCAST, &config], &[], place.as_ref(), "shell");
         assert_eq!(shell.ended(ANSWERED_WITHIN).await.code(), Some(0), "{way}: {}", shell.last_words());
-        let (outcomes, _) = results(&std::fs::read_to_string(place.path("out")).expect("it was written"));
+        let file = |name: &str| std::fs::read_to_string(place.path(name)).expect("it was written");
+        assert_eq!(file("status"), "0\n", "{way}: {}", shell.last_words());
+        let (outcomes, _) = results(&file("out"));
         for call in &calls {
             assert_eq!(outcomes[call]["result"], "accepted", "{way}: {call}");
         }

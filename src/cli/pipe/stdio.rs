@@ -1,18 +1,20 @@
 //! stdin and stdout of `ringcast pipe`: as pipes on the core's thread, as anything else by way of another one.
 //!
-//! A pipe can say when there is something to read, and does not block then. A terminal or a file is read on a thread of its own, because
-//! such a read cannot be called off, and written on tokio's. A pipe that is not to block says so to everybody who has the same end of
-//! it; so it is given back as it was, and one that the log goes to as well is left as it is.
+//! A pipe can say when there is something to read, and need not block. A terminal or a file is read on a thread of its own, because such a
+//! read cannot be called off, and written on tokio's. Whether an end of a pipe blocks is the same for all who were given it (a shell,
+//! the log, a second process); so it is not changed, but opened once more.
 
-use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::FileTypeExt;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
+
+/// Where Linux has what this process was given; opened, a pipe is the same pipe.
+const STDIN: &str = "/proc/self/fd/0";
+const STDOUT: &str = "/proc/self/fd/1";
 
 /// Bytes read at once at most: what a pipe holds.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -31,7 +33,7 @@ pub(super) enum Lines {
 
 pub(super) struct LinesOfPipe {
     /// `None`: it has ended.
-    end: Option<Blocking<pipe::Receiver>>,
+    end: Option<pipe::Receiver>,
     buffer: Vec<u8>,
     line: Line,
 }
@@ -39,11 +41,9 @@ pub(super) struct LinesOfPipe {
 impl Lines {
     /// Those of this process.
     pub(super) fn of_stdin(bytes_max: usize) -> io::Result<Self> {
-        let line = Line { bytes_max, bytes: Vec::new(), too_long: false };
-        // An error: it is no pipe.
-        if let Ok(end) = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?) {
-            let end = Some(Blocking(Some(end)));
-            return Ok(Self::Pipe(LinesOfPipe { end, buffer: vec![0; CHUNK_BYTES], line }));
+        let line = Line::new(bytes_max);
+        if let Some(end) = opened(STDIN, |options| options.open_receiver(STDIN)) {
+            return Ok(Self::Pipe(LinesOfPipe { end: Some(end), buffer: vec![0; CHUNK_BYTES], line }));
         }
         let (lines, read) = mpsc::channel(CHUNKS_AHEAD);
         std::thread::Builder::new()
@@ -52,7 +52,7 @@ impl Lines {
         Ok(Self::Thread(read))
     }
 
-    /// Those of the next read; `None` when there are no more. Dropped before, it has taken nothing.
+    /// Those of the next read; `None` when there are no more. Dropped before, it has lost nothing.
     pub(super) async fn next(&mut self) -> Option<Vec<Bytes>> {
         match self {
             Self::Pipe(pipe) => pipe.next().await,
@@ -72,7 +72,7 @@ impl Lines {
 impl LinesOfPipe {
     async fn next(&mut self) -> Option<Vec<Bytes>> {
         loop {
-            let read = self.end.as_mut()?.get().read(&mut self.buffer).await;
+            let read = self.end.as_mut()?.read(&mut self.buffer).await;
             let lines = match read {
                 Ok(0) => {
                     self.end = None;
@@ -93,44 +93,10 @@ impl LinesOfPipe {
     }
 }
 
-/// An end of a pipe that blocks again when this is dropped.
-pub(super) struct Blocking<T: BlocksAgain>(Option<T>);
-
-impl<T: BlocksAgain> Blocking<T> {
-    fn get(&mut self) -> &mut T {
-        self.0.as_mut().expect("it is taken by the drop alone")
-    }
-}
-
-impl<T: BlocksAgain> Drop for Blocking<T> {
-    fn drop(&mut self) {
-        if let Some(end) = self.0.take() {
-            // Nobody is left who could be told.
-            let _ = end.block_again();
-        }
-    }
-}
-
-pub(super) trait BlocksAgain {
-    fn block_again(self) -> io::Result<()>;
-}
-
-impl BlocksAgain for pipe::Receiver {
-    fn block_again(self) -> io::Result<()> {
-        self.into_blocking_fd().map(drop)
-    }
-}
-
-impl BlocksAgain for pipe::Sender {
-    fn block_again(self) -> io::Result<()> {
-        self.into_blocking_fd().map(drop)
-    }
-}
-
 /// stdout.
 pub(super) enum Stdout {
     /// Written here.
-    Pipe(Blocking<pipe::Sender>),
+    Pipe(pipe::Sender),
     /// Written on one of tokio's threads.
     Thread(tokio::io::Stdout),
 }
@@ -140,21 +106,20 @@ impl Stdout {
     pub(super) fn open() -> io::Result<Self> {
         // What this process has written by the library so far goes first.
         io::stdout().flush()?;
-        let (stdout, stderr) = (io::stdout(), io::stderr());
-        if is_same(stdout.as_fd(), stderr.as_fd())? {
-            return Ok(Self::Thread(tokio::io::stdout()));
+        Ok(Self::of(STDOUT))
+    }
+
+    fn of(path: &str) -> Self {
+        match opened(path, |options| options.open_sender(path)) {
+            Some(end) => Self::Pipe(end),
+            None => Self::Thread(tokio::io::stdout()),
         }
-        Ok(match pipe::Sender::from_owned_fd(stdout.as_fd().try_clone_to_owned()?) {
-            Ok(end) => Self::Pipe(Blocking(Some(end))),
-            // It is no pipe.
-            Err(_) => Self::Thread(tokio::io::stdout()),
-        })
     }
 
     /// Writes all of it.
     pub(super) async fn write(&mut self, text: &[u8]) -> io::Result<()> {
         match self {
-            Self::Pipe(end) => end.get().write_all(text).await,
+            Self::Pipe(end) => end.write_all(text).await,
             Self::Thread(stdout) => {
                 stdout.write_all(text).await?;
                 stdout.flush().await
@@ -163,13 +128,10 @@ impl Stdout {
     }
 }
 
-/// Whether both lead to the same place.
-fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<bool> {
-    let place = |fd: BorrowedFd<'_>| {
-        let metadata = File::from(fd.try_clone_to_owned()?).metadata()?;
-        Ok::<_, io::Error>((metadata.dev(), metadata.ino()))
-    };
-    Ok(place(one)? == place(other)?)
+/// An end of a pipe that does not block, if the path leads to a pipe that may be opened: it may be somebody else's.
+fn opened<T>(path: &str, open: impl FnOnce(&pipe::OpenOptions) -> io::Result<T>) -> Option<T> {
+    let is_pipe = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
+    if is_pipe { open(&pipe::OpenOptions::new()).ok() } else { None }
 }
 
 fn unreadable(error: &io::Error) {
@@ -205,6 +167,10 @@ pub(super) struct Line {
 }
 
 impl Line {
+    fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, bytes: Vec::new(), too_long: false }
+    }
+
     /// The lines that end in a chunk; what is left of it begins the next one. A line that lies in the chunk as a whole is not
     /// copied.
     fn split(&mut self, chunk: &Bytes) -> Vec<Bytes> {
@@ -249,6 +215,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     /// An input that gives so many bytes at once.
@@ -266,7 +234,7 @@ mod tests {
 
     fn lines(input: &str, bytes_max: usize, at_once: usize) -> Vec<String> {
         let (sender, mut receiver) = mpsc::channel(100);
-        let line = Line { bytes_max, bytes: Vec::new(), too_long: false };
+        let line = Line::new(bytes_max);
         read_lines(Slow { input: input.as_bytes(), at_once }, line, &sender);
         drop(sender);
         let mut lines = Vec::new();
@@ -289,11 +257,14 @@ mod tests {
         }
     }
 
+    fn lines_of(end: pipe::Receiver, at_once: usize) -> Lines {
+        Lines::Pipe(LinesOfPipe { end: Some(end), buffer: vec![0; at_once], line: Line::new(100) })
+    }
+
     #[tokio::test]
     async fn a_pipe_gives_the_same_lines_as_a_thread() {
         let (mut writer, end) = pipe::pipe().expect("a pipe");
-        let line = Line { bytes_max: 100, bytes: Vec::new(), too_long: false };
-        let mut lines = Lines::Pipe(LinesOfPipe { end: Some(Blocking(Some(end))), buffer: vec![0; 4], line });
+        let mut lines = lines_of(end, 4);
         let writing = async {
             for part in ["{a}\n\n", "  \r\n{", "b}", "\r\n{c}"] {
                 writer.write_all(part.as_bytes()).await.expect("it is read");
@@ -314,9 +285,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_closed_gives_no_more() {
         let (mut writer, end) = pipe::pipe().expect("a pipe");
-        let line = Line { bytes_max: 100, bytes: Vec::new(), too_long: false };
-        let mut lines =
-            Lines::Pipe(LinesOfPipe { end: Some(Blocking(Some(end))), buffer: vec![0; 64], line });
+        let mut lines = lines_of(end, 64);
         writer.write_all(b"{a}\n{b").await.expect("there is room");
         assert_eq!(lines.next().await.expect("a line"), ["{a}"]);
         lines.close();
@@ -324,26 +293,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pipe_blocks_again_when_it_is_given_back() {
-        let (reader, writer) = io::pipe().expect("a pipe");
-        let mut whose = reader.try_clone().expect("a second handle");
-        let end = pipe::Receiver::from_owned_fd(reader.into()).expect("it is a pipe");
-        let blocking = Blocking(Some(end));
-        let early = Read::read(&mut whose, &mut [0]).map_err(|error| error.kind());
-        assert_eq!(early, Err(io::ErrorKind::WouldBlock));
-        drop(blocking);
-        // Now it waits, until the other end is gone.
-        let reading = std::thread::spawn(move || Read::read(&mut whose, &mut [0]));
+    async fn an_end_that_is_opened_once_more_is_the_same_pipe_and_blocks_nobody_else() {
+        let (given, mut writer) = io::pipe().expect("a pipe");
+        let path = format!("/proc/self/fd/{}", given.as_raw_fd());
+        let end = opened(&path, |options| options.open_receiver(&path)).expect("it is a pipe");
+        let mut lines = lines_of(end, 64);
+        writer.write_all(b"{a}\n").expect("there is room");
+        assert_eq!(lines.next().await.expect("a line"), ["{a}"]);
+        // Whoever has the end that was given still waits in a read.
+        let mut reading = tokio::task::spawn_blocking(|| Read::read(&mut { given }, &mut [0]));
+        let early = tokio::time::timeout(std::time::Duration::from_millis(100), &mut reading).await;
+        assert!(early.is_err(), "{early:?}");
         drop(writer);
-        assert_eq!(reading.join().expect("it lives").expect("it blocks"), 0);
+        assert_eq!(reading.await.expect("it lives").expect("it blocks"), 0);
+        assert_eq!(lines.next().await, None);
     }
 
-    #[test]
-    fn the_same_pipe_is_known_as_such() {
-        let ((reader, writer), other) = (io::pipe().expect("a pipe"), io::pipe().expect("a pipe"));
-        let again = writer.try_clone().expect("a second handle");
-        assert!(is_same(writer.as_fd(), again.as_fd()).expect("both are there"));
-        assert!(is_same(writer.as_fd(), reader.as_fd()).expect("both are there"));
-        assert!(!is_same(writer.as_fd(), other.1.as_fd()).expect("both are there"));
+    #[tokio::test]
+    async fn what_is_no_pipe_is_left_to_a_thread() {
+        let file = "/proc/self/exe";
+        assert!(opened(file, |options| options.open_receiver(file)).is_none());
+        assert!(matches!(Stdout::of(file), Stdout::Thread(_)));
+        let (_reader, writer) = io::pipe().expect("a pipe");
+        let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+        assert!(matches!(Stdout::of(&path), Stdout::Pipe(_)));
     }
 }
