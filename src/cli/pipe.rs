@@ -1,8 +1,8 @@
 //! `ringcast pipe`: the delivery core without a broker. Invites come as JSON lines on stdin, outcomes and token events go as
 //! JSON lines to stdout, in any order.
 //!
-//! All of it is on the core's thread where stdin and stdout are pipes (`pipe/stdio.rs`); a thread each waits for what can only
-//! be waited for. The lines of one read go on together. At most `amqp.prefetch` invites are under way, so memory stays flat
+//! All of it is on the core's thread where stdin and stdout are pipes (`pipe/stdio.rs`); what is no pipe is read and written on
+//! threads of its own. The lines of one read go on together. At most `amqp.prefetch` invites are under way, so memory stays flat
 //! however long the input is.
 //! There is one shard, whatever `worker.shards` says: one input has one reader, and nothing hands lines from thread to thread.
 
