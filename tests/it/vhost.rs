@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-use crate::broker::{Broker, Error, note_user};
+use crate::broker::{Broker, note_user};
 
 /// What to say where there is no broker: the tests fail then, they do not pass in silence.
 pub(crate) const NO_BROKER: &str =
@@ -86,25 +86,14 @@ impl Vhost {
 
 /// A `rabbitmqctl list_…`, row by row.
 pub(crate) async fn list(broker: &Broker, vhost: &str, what: &str, columns: &[&str]) -> Vec<Value> {
-    try_list(broker, vhost, what, columns).await.unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// The same of a broker that may not be able to answer: RabbitMQ 4.3 fails over a stream that has no coordinator yet, right after a
-/// node was lost.
-pub(crate) async fn try_list(
-    broker: &Broker,
-    vhost: &str,
-    what: &str,
-    columns: &[&str],
-) -> Result<Vec<Value>, Error> {
     let mut args = vec![what];
     if !["list_connections", "list_channels"].contains(&what) {
         args.extend(["-p", vhost]);
     }
     args.extend(["--formatter", "json"]);
     args.extend(columns);
-    let text = broker.ctl(&args).await?;
-    Ok(serde_json::from_str(&text).unwrap_or_else(|error| panic!("rabbitmqctl {what}: {error} in {text}")))
+    let text = broker.ctl(&args).await.unwrap_or_else(|error| panic!("{error}"));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("rabbitmqctl {what}: {error} in {text}"))
 }
 
 /// Starts a broker or says why there is none.
