@@ -1,7 +1,7 @@
 //! stdin and stdout of `ringcast pipe`: as pipes on the core's thread, as anything else by way of another one.
 //!
-//! A pipe can say when there is something to read, and need not block. A terminal or a file is read on a thread of its own, because such a
-//! read cannot be called off, and written on tokio's. Whether an end of a pipe blocks is the same for all who were given it (a shell,
+//! A pipe can say when there is something to read, and need not block. A terminal or a file is read and written on threads of their own,
+//! because neither can be called off. Whether an end of a pipe blocks is the same for all who were given it (a shell,
 //! the log, a second process); so it is not changed, but opened once more.
 
 use std::io::{self, BufRead, Read, Write};
@@ -97,8 +97,14 @@ impl LinesOfPipe {
 pub(super) enum Stdout {
     /// Written here.
     Pipe(pipe::Sender),
-    /// Written on one of tokio's threads.
-    Thread(tokio::io::Stdout),
+    /// Written on a thread.
+    Thread(Writing),
+}
+
+/// A thread that writes, one text at a time.
+pub(super) struct Writing {
+    texts: mpsc::Sender<Vec<u8>>,
+    written: mpsc::Receiver<io::Result<Vec<u8>>>,
 }
 
 impl Stdout {
@@ -106,24 +112,52 @@ impl Stdout {
     pub(super) fn open() -> io::Result<Self> {
         // What this process has written by the library so far goes first.
         io::stdout().flush()?;
-        Ok(Self::of(STDOUT))
+        Self::of(STDOUT)
     }
 
-    fn of(path: &str) -> Self {
+    fn of(path: &str) -> io::Result<Self> {
         match opened(path, |options| options.open_sender(path)) {
-            Some(end) => Self::Pipe(end),
-            None => Self::Thread(tokio::io::stdout()),
+            Some(end) => Ok(Self::Pipe(end)),
+            None => Writing::start(io::stdout()).map(Self::Thread),
         }
     }
 
-    /// Writes all of it.
-    pub(super) async fn write(&mut self, text: &[u8]) -> io::Result<()> {
+    /// Writes all of the text, which is not used up.
+    pub(super) async fn write(&mut self, text: &mut Vec<u8>) -> io::Result<()> {
         match self {
             Self::Pipe(end) => end.write_all(text).await,
-            Self::Thread(stdout) => {
-                stdout.write_all(text).await?;
-                stdout.flush().await
-            }
+            Self::Thread(writing) => writing.write(text).await,
+        }
+    }
+}
+
+impl Writing {
+    fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
+        let ((texts, given), (done, written)) = (mpsc::channel(1), mpsc::channel(1));
+        std::thread::Builder::new()
+            .name("stdout".to_owned())
+            .spawn(move || write_texts(output, given, &done))?;
+        Ok(Self { texts, written })
+    }
+
+    async fn write(&mut self, text: &mut Vec<u8>) -> io::Result<()> {
+        let gone = || io::Error::other("the thread that writes is gone");
+        self.texts.send(std::mem::take(text)).await.map_err(|_| gone())?;
+        *text = self.written.recv().await.ok_or_else(gone)??;
+        Ok(())
+    }
+}
+
+/// Writes texts until there are no more, and gives each back when it is written.
+fn write_texts(
+    mut output: impl Write,
+    mut texts: mpsc::Receiver<Vec<u8>>,
+    written: &mpsc::Sender<io::Result<Vec<u8>>>,
+) {
+    while let Some(text) = texts.blocking_recv() {
+        let done = output.write_all(&text).and_then(|()| output.flush());
+        if written.blocking_send(done.map(|()| text)).is_err() {
+            return;
         }
     }
 }
@@ -310,12 +344,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_thread_writes_and_tells_when_it_cannot() {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let mut writing = Writing::start(writer).expect("a thread");
+        for text in ["{a}\n", "{b}\n"] {
+            let mut given = text.as_bytes().to_vec();
+            writing.write(&mut given).await.expect("it is taken");
+            assert_eq!(given, text.as_bytes());
+        }
+        let mut read = [0; 8];
+        reader.read_exact(&mut read).expect("it was written");
+        assert_eq!(&read, b"{a}\n{b}\n");
+        drop(reader);
+        let error = writing.write(&mut b"{c}\n".to_vec()).await.expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test]
     async fn what_is_no_pipe_is_left_to_a_thread() {
         let file = "/proc/self/exe";
         assert!(opened(file, |options| options.open_receiver(file)).is_none());
-        assert!(matches!(Stdout::of(file), Stdout::Thread(_)));
+        assert!(matches!(Stdout::of(file), Ok(Stdout::Thread(_))));
         let (_reader, writer) = io::pipe().expect("a pipe");
         let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
-        assert!(matches!(Stdout::of(&path), Stdout::Pipe(_)));
+        assert!(matches!(Stdout::of(&path), Ok(Stdout::Pipe(_))));
     }
 }
