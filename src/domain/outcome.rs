@@ -40,7 +40,7 @@ pub struct Outcome<'a> {
     /// Ours: what is wrong and what would be right.
     pub error: Option<String>,
     /// One entry per device in the invite's order; absent when malformed.
-    pub devices: Option<Vec<DeviceOutcome>>,
+    pub devices: Option<&'a [DeviceOutcome]>,
     /// What happened when, in order of time; absent unless it is asked for (`worker.timeline`).
     pub timeline: Option<Vec<Step>>,
 }
@@ -66,7 +66,7 @@ impl Outcome<'_> {
         json.boolean("redelivered", self.redelivered);
         json.optional("earlier_attempt", self.earlier_attempt);
         json.optional("error", self.error.as_deref());
-        if let Some(devices) = &self.devices {
+        if let Some(devices) = self.devices {
             json.list("devices", devices, |json, device| device.write(json));
         }
         if let Some(timeline) = &self.timeline {
@@ -337,9 +337,9 @@ mod tests {
         assert_eq!(written(&outcome()), format!("{head}}}"));
         let device =
             r#"{"token":"ab01","environment":"production","result":"expired","action":"none","attempts":0}"#;
-        let with = Outcome { devices: Some(devices(&["expired", "expired"])), ..outcome() };
+        let with = Outcome { devices: Some(&devices(&["expired", "expired"])), ..outcome() };
         assert_eq!(written(&with), format!(r#"{head},"devices":[{device},{device}]}}"#));
-        let without = Outcome { devices: Some(Vec::new()), timeline: Some(Vec::new()), ..outcome() };
+        let without = Outcome { devices: Some(&[]), timeline: Some(Vec::new()), ..outcome() };
         assert_eq!(written(&without), format!(r#"{head},"devices":[],"timeline":[]}}"#));
     }
 
@@ -369,7 +369,7 @@ mod tests {
             redelivered: true,
             earlier_attempt: Some("possible"),
             error: Some("\u{e9}\u{1}".to_owned()),
-            devices: Some(vec![device]),
+            devices: Some(&[device]),
             timeline: Some(vec![Step::new(Timestamp::from_unix_ms(0), "created")]),
             ..outcome()
         };

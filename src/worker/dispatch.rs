@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::{Either, FutureExt, join_all};
+use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
 use super::gateway::{Gateway, Push};
@@ -94,11 +95,11 @@ pub(super) async fn dispatch<G: Gateway>(
 /// Waits for all of them; for one without the machinery that several take.
 pub(super) fn all<F: Future>(
     mut futures: impl ExactSizeIterator<Item = F>,
-) -> impl Future<Output = Vec<F::Output>> {
+) -> impl Future<Output = SmallVec<[F::Output; 1]>> {
     if futures.len() == 1
         && let Some(only) = futures.next()
     {
-        return Either::Left(only.map(|output| vec![output]));
+        return Either::Left(only.map(|output| SmallVec::from([output])));
     }
-    Either::Right(join_all(futures))
+    Either::Right(join_all(futures).map(SmallVec::from_vec))
 }

@@ -6,29 +6,30 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::bar::Bar;
-use super::dispatch::{Dispatched, all, dispatch};
-use super::gateway::{Gateway, Push, Trail};
+use super::device::{Plan, Rung, Times, plan, settle};
+use super::dispatch::{all, dispatch};
+use super::gateway::Gateway;
 use super::invalidation;
-use super::ledger::{Admission, Known, Ticket};
+use super::ledger::{Admission, Ticket};
 use super::mailbox::{Delivery, Properties, Publication};
 use super::poison::{is_poison, is_unreadable};
 use super::publish::{confirm, publish_outcome, reply};
 use super::report::{self, Failure};
 use super::run::Worker;
-use super::timeline::{Notes, Timeline};
+use super::timeline::Timeline;
 use super::trace::{Story, carry, trace_id};
-use crate::domain::id::{ApnsId, Identity};
-use crate::domain::invite::{Device, Invite, Malformed};
-use crate::domain::outcome::{self, DeviceOutcome, InviteResult, Outcome};
-use crate::domain::policy::{Policy, PushError, Stage, Verdict};
+use crate::domain::id::Identity;
+use crate::domain::invite::{Invite, Malformed};
+use crate::domain::outcome::{self, InviteResult, Outcome};
+use crate::domain::policy::{Policy, Stage};
 use crate::domain::push;
 use crate::domain::response::Action;
 use crate::domain::timestamp::Timestamp;
-use crate::domain::token_event::{self, TokenEvent};
 
 /// When an invite was taken, on both clocks, and what its delivery says.
 #[derive(Clone, Copy)]
@@ -137,8 +138,8 @@ pub(super) async fn handle<G: Gateway>(
                 story.app = Some(Arc::clone(&invite.app));
                 story.devices = invite.devices.len();
             }
-            if confirm(worker, &known.publications, &receipt, story.as_deref_mut()).await {
-                reply(worker, &properties, &known.publications[0]);
+            if confirm(worker, &known, &receipt, story.as_deref_mut()).await {
+                reply(worker, &properties, &known[0]);
                 if poison {
                     receipt.reject();
                 } else {
@@ -208,7 +209,7 @@ async fn ring<G: Gateway>(
     taken: Taken,
     story: Option<&mut Story>,
     stop: &watch::Receiver<bool>,
-) -> Option<Arc<Known>> {
+) -> Option<Arc<[Publication]>> {
     let left = invite.deadline.since(taken.on);
     let in_time = !left.is_zero() && left >= worker.settings.ring_time_min;
     let bar = taken.bar.or((!in_time).then_some(Bar::Late(Stage::Queue)));
@@ -218,7 +219,7 @@ async fn ring<G: Gateway>(
 
     let noted = worker.settings.timeline || story.is_some();
     let plan = |device| plan(invite, device, &mut ticket, bar, &body, times, noted);
-    let plans: Vec<Plan> = invite.devices.iter().map(plan).collect();
+    let plans: SmallVec<[Plan; 1]> = invite.devices.iter().map(plan).collect();
     let dispatches = invite.devices.iter().zip(&plans).map(|(device, plan)| async move {
         match plan {
             Plan::Settled(outcome) => Rung::settled((**outcome).clone()),
@@ -231,7 +232,7 @@ async fn ring<G: Gateway>(
         }
     });
     let rungs = unless_stopped(pin!(all(dispatches)), &plans, stop).await?;
-    let mut devices = Vec::with_capacity(invite.devices.len());
+    let mut devices = SmallVec::<[_; 1]>::with_capacity(invite.devices.len());
     let mut invalidations = Vec::new();
     let mut notes = Vec::new();
     for Rung { outcome, is_accepted, event, untried, notes: own } in rungs {
@@ -274,23 +275,28 @@ async fn ring<G: Gateway>(
         redelivered: taken.redelivered,
         earlier_attempt: taken.earlier_attempt(),
         error,
-        devices: Some(devices),
+        devices: Some(&devices),
         timeline: timeline.as_ref().filter(|_| worker.settings.timeline).map(Timeline::steps),
     };
-    let mut publications = vec![publish_outcome(&identity, &outcome, worker.outcome_key(Some(&invite.app)))];
-    // Only now: what Apple accepted of this very invite speaks for the settings, too.
-    publications.extend(
-        invalidations.into_iter().map(|event| invalidation::publish(worker, &identity, invite, &event)),
-    );
-    for publication in &mut publications {
-        carry(properties, story.as_deref(), publication);
-    }
+    let carried = |mut publication| {
+        carry(properties, story.as_deref(), &mut publication);
+        publication
+    };
+    let published = carried(publish_outcome(&identity, &outcome, worker.outcome_key(Some(&invite.app))));
+    let publications: Arc<[Publication]> = if invalidations.is_empty() {
+        Arc::new([published])
+    } else {
+        // Only now: what Apple accepted of this very invite speaks for the settings, too.
+        let event = |event| carried(invalidation::publish(worker, &identity, invite, &event));
+        std::iter::once(published).chain(invalidations.into_iter().map(event)).collect()
+    };
     if let Some(story) = story {
         story.result = Some(result);
         story.error = outcome.error;
         story.timeline = timeline;
     }
-    Some(ticket.finish(publications))
+    ticket.finish(Arc::clone(&publications));
+    Some(publications)
 }
 
 /// Waits for the devices of an invite. `None`: the worker is told to stop, and no attempt was written.
@@ -323,132 +329,6 @@ async fn unless_stopped<T>(
 /// Returns when the worker is told to stop; a sender that is gone means the same.
 pub(super) async fn told(stop: &watch::Receiver<bool>) {
     drop(stop.clone().wait_for(|stop| *stop).await);
-}
-
-/// What became of one device.
-struct Rung {
-    outcome: DeviceOutcome,
-    /// APNs answered 200.
-    is_accepted: bool,
-    /// The event that Apple's word makes.
-    event: Option<TokenEvent>,
-    /// The claim that was made for a push of which no attempt was made.
-    untried: Option<ApnsId>,
-    /// What happened when.
-    notes: Notes,
-}
-
-impl Rung {
-    /// One that was settled without a push.
-    fn settled(outcome: DeviceOutcome) -> Self {
-        Self { outcome, is_accepted: false, event: None, untried: None, notes: Notes::default() }
-    }
-}
-
-/// What to do with one device: nothing, because it is settled already, or a push.
-enum Plan {
-    Settled(Box<DeviceOutcome>),
-    Push(Box<Push>),
-}
-
-impl Plan {
-    /// Whether an attempt was written.
-    fn is_begun(&self) -> bool {
-        matches!(self, Self::Push(push) if push.trail.first().is_some())
-    }
-}
-
-/// Until when an invite may be rung, and until when what rings may be answered.
-#[derive(Clone, Copy)]
-struct Times {
-    deadline: Instant,
-    answer_by: Instant,
-}
-
-fn plan(
-    invite: &Invite,
-    device: &Device,
-    ticket: &mut Ticket,
-    bar: Option<Bar>,
-    body: &Result<Bytes, String>,
-    times: Times,
-    noted: bool,
-) -> Plan {
-    let settled = |result, action, stage: Option<Stage>, error: Option<String>| {
-        let (token, id) = (device.token.clone(), device.id.clone());
-        let mut outcome = DeviceOutcome::untried(token, id, device.environment, result, action);
-        outcome.stage = stage.map(Stage::as_str);
-        outcome.error = error;
-        Plan::Settled(Box::new(outcome))
-    };
-    if let Some(Bar::Late(stage)) = bar {
-        return settled("expired", Action::None, Some(stage), None);
-    }
-    if let Some(fault) = &device.fault {
-        return settled("rejected", Action::FixInvite, None, Some(fault.clone()));
-    }
-    if device.duplicate {
-        return settled("duplicate", Action::None, None, None);
-    }
-    if bar.is_some() {
-        return settled("failed", Action::None, None, None);
-    }
-    let body = match body {
-        Ok(body) => body.clone(),
-        Err(error) => return settled("rejected", Action::FixInvite, None, Some(error.clone())),
-    };
-    let apns_id = invalidation::push_id(invite, device);
-    if !ticket.claim(apns_id) {
-        return settled("duplicate", Action::None, None, None);
-    }
-    Plan::Push(Box::new(Push {
-        app: invite.app.clone(),
-        environment: device.environment,
-        token: device.token.clone(),
-        apns_id,
-        body,
-        deadline: times.deadline,
-        deadline_at: invite.deadline,
-        answer_by: times.answer_by,
-        trail: if noted { Trail::timed() } else { Trail::default() },
-    }))
-}
-
-/// The entry of a device that was dispatched, and the token event that Apple's word makes.
-fn settle<G: Gateway>(
-    worker: &Worker<G>,
-    invite: &Invite,
-    device: &Device,
-    push: &Push,
-    dispatched: Dispatched,
-) -> Rung {
-    let apns_id = push.apns_id;
-    let Dispatched { verdict, attempts, latency, response, error, ended, notes } = dispatched;
-    let is_accepted = verdict == Verdict::Accepted;
-    if is_accepted {
-        worker.metrics.slack(push.deadline.saturating_duration_since(ended));
-    }
-    let event = invalidation::announce(worker, invite, device, verdict, response.as_ref());
-    let (result, action, stage) = outcome::describe(verdict);
-    let mut outcome =
-        DeviceOutcome::untried(device.token.clone(), device.id.clone(), device.environment, result, action);
-    outcome.stage = stage.map(Stage::as_str);
-    outcome.attempts = attempts;
-    outcome.apns_id = (attempts > 0).then_some(apns_id);
-    outcome.latency_ms = latency.map(|latency| u64::try_from(latency.as_millis()).unwrap_or(u64::MAX));
-    if let Some(response) = response {
-        if token_event::is_outdated(response.invalid_since, device.registered_at) {
-            outcome.action = Action::None.as_str();
-        }
-        outcome.status = Some(response.status);
-        outcome.invalid_since = response.invalid_since;
-        outcome.reason = response.reason.map(|reason| reason.as_str().to_owned());
-    }
-    let refused = matches!(error, Some(PushError::CredentialRefused(_)));
-    if refused || matches!(verdict, Verdict::Unknown | Verdict::Failed | Verdict::Expired(_)) {
-        outcome.error = error.map(|error| error.to_string());
-    }
-    Rung { outcome, is_accepted, event, untried: (attempts == 0).then_some(apns_id), notes }
 }
 
 /// The outcome of a message that is no invite.

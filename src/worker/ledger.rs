@@ -8,17 +8,17 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::mailbox::Publication;
 use crate::domain::id::{ApnsId, Identity};
 
-/// Everything that one invite caused, to be published again if the invite comes again.
-#[derive(Debug)]
-pub(super) struct Known {
-    /// The outcome first, then the token events.
-    pub publications: Vec<Publication>,
-}
+/// Everything that one invite caused, to be published again if the invite comes again: the outcome first, then the token events.
+pub(super) type Known = Arc<[Publication]>;
+
+/// Calls and tokens: mostly one.
+type Tried = SmallVec<[ApnsId; 1]>;
 
 /// A table by ids that are digests.
 pub(super) type DigestMap<K, V> = HashMap<K, V, BuildHasherDefault<DigestHasher>>;
@@ -63,8 +63,8 @@ enum Entry {
         waiting: Vec<oneshot::Sender<()>>,
     },
     Known {
-        known: Arc<Known>,
-        tried: Vec<ApnsId>,
+        known: Known,
+        tried: Tried,
     },
 }
 
@@ -74,7 +74,7 @@ pub(super) enum Admission {
     /// Never seen, as far as it remembers. The ticket is the right and the duty to handle it.
     New(Ticket),
     /// Its outcome is known.
-    Known(Arc<Known>),
+    Known(Known),
 }
 
 /// The right to handle one invite. Dropped without [`Ticket::finish`] (a panic, a give-back), the invite is unknown again and
@@ -83,7 +83,7 @@ pub(super) enum Admission {
 pub(super) struct Ticket {
     ledger: Ledger,
     identity: Identity,
-    tried: Vec<ApnsId>,
+    tried: Tried,
 }
 
 impl Ledger {
@@ -103,7 +103,7 @@ impl Ledger {
             let done = match self.0.lock().entries.entry(identity) {
                 hash_map::Entry::Vacant(entry) => {
                     entry.insert(Entry::InFlight { waiting: Vec::new() });
-                    return Admission::New(Ticket { ledger: self.clone(), identity, tried: Vec::new() });
+                    return Admission::New(Ticket { ledger: self.clone(), identity, tried: Tried::new() });
                 }
                 hash_map::Entry::Occupied(entry) => match entry.into_mut() {
                     Entry::Known { known, .. } => return Admission::Known(Arc::clone(known)),
@@ -155,16 +155,14 @@ impl Ticket {
     }
 
     /// The outcome is final.
-    pub(super) fn finish(mut self, publications: Vec<Publication>) -> Arc<Known> {
-        let known = Arc::new(Known { publications });
+    pub(super) fn finish(mut self, known: Known) {
         let tried = std::mem::take(&mut self.tried);
         let mut table = self.ledger.0.lock();
-        table.entries.insert(self.identity, Entry::Known { known: Arc::clone(&known), tried });
+        table.entries.insert(self.identity, Entry::Known { known, tried });
         table.known.push_back(self.identity);
         while table.known.len() > table.entries_max {
             table.forget_oldest();
         }
-        known
     }
 }
 
@@ -196,6 +194,10 @@ mod tests {
     use super::*;
     use crate::domain::id::{CallId, DeviceToken};
 
+    fn nothing() -> Known {
+        Arc::new([])
+    }
+
     fn identity(name: &str) -> Identity {
         Identity::of(Some(name), b"")
     }
@@ -218,7 +220,7 @@ mod tests {
         for name in ["a", "b", "c"] {
             let mut ticket = ticket(&ledger, name).await;
             assert!(ticket.claim(id(name)));
-            ticket.finish(Vec::new());
+            ticket.finish(nothing());
         }
         assert_eq!(ledger.len(), (2, 2));
         let _in_flight = ticket(&ledger, "d").await;
@@ -232,9 +234,9 @@ mod tests {
         let ledger = Ledger::new(2);
         let first = ticket(&ledger, "a").await;
         let second = ledger.admit(identity("a"));
-        let (admission, _known) = tokio::join!(second, async {
+        let (admission, ()) = tokio::join!(second, async {
             tokio::task::yield_now().await;
-            first.finish(Vec::new())
+            first.finish(nothing());
         });
         assert!(matches!(admission, Admission::Known(_)));
     }

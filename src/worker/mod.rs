@@ -3,6 +3,7 @@
 mod bar;
 mod breaker;
 mod crew;
+mod device;
 mod dispatch;
 pub mod gateway;
 mod handle;

@@ -6,6 +6,7 @@
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use smallvec::SmallVec;
 
 use super::{Device, Invite, Rules, TEXT_BYTES_MAX, mark_duplicates, payload_members};
 use crate::domain::app::Environment;
@@ -197,7 +198,7 @@ impl<'de, T: Take<'de>> Deserialize<'de> for Members<T> {
 struct MembersVisitor<T>(PhantomData<T>);
 
 /// Devices, and not more of them than any setting allows: those of a huge invite are not even held.
-struct Devices<'a>(Vec<Members<DeviceFields<'a>>>);
+struct Devices<'a>(SmallVec<[Members<DeviceFields<'a>>; 1]>);
 
 impl<'de> Deserialize<'de> for Devices<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -215,7 +216,7 @@ impl<'de> Visitor<'de> for DevicesVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let mut devices = Vec::new();
+        let mut devices = SmallVec::new();
         while let Some(device) = list.next_element()? {
             if devices.len() == DEVICES_MAX {
                 return Err(odd());
