@@ -7,6 +7,7 @@
 
 #[allow(dead_code, reason = "another benchmark uses more of it")]
 mod child;
+mod cores;
 #[allow(dead_code, reason = "another benchmark holds answers back")]
 mod endpoint;
 mod feed;
@@ -35,6 +36,7 @@ use std::sync::atomic::AtomicU64;
 
 use child::Running;
 use clap::{Parser, Subcommand};
+use cores::Cores;
 use endpoint::Endpoint;
 use feed::{Feed, Times};
 use place::Place;
@@ -131,8 +133,10 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     let seconds = arguments.seconds.unwrap_or(seconds);
     let rounds = arguments.rounds.unwrap_or(rounds);
 
+    let program = program::head()?;
     let mut bed = Bed::start()?;
-    head()?;
+    let alone = if bed.cores.is_some() { ", one of them for the process that is measured" } else { "" };
+    head(&format!("{program}{alone}"));
     let ours = bed.run(Who::Ringcast, None, flat_out)?;
     line(Who::Ringcast, None, &ours);
     let bare = bed.run(Who::Bare, None, flat_out)?;
@@ -170,8 +174,8 @@ fn share_of(capacity: f64, percent: u64) -> u64 {
     (capacity as u64 * percent / 100 / STEP * STEP).max(STEP)
 }
 
-fn head() -> Result<(), Failure> {
-    println!("{}\n", program::head()?);
+fn head(measured: &str) {
+    println!("{measured}\n");
     println!(
         "{:<9} {:>9} {:>8} {:>9} {:>8} {:>8} {:>8} {:>9} {:>11} {:>12}",
         "run",
@@ -185,7 +189,6 @@ fn head() -> Result<(), Failure> {
         "CPU us/push",
         "late, p99 us"
     );
-    Ok(())
 }
 
 fn line(who: Who, rate: Option<u64>, times: &Times) {
@@ -242,6 +245,7 @@ fn float(count: u64) -> f64 {
 
 /// The peer, and what it takes to push to it.
 struct Bed {
+    cores: Option<Cores>,
     endpoint: Endpoint,
     identity: PathBuf,
     config: PathBuf,
@@ -251,11 +255,12 @@ struct Bed {
 
 impl Bed {
     fn start() -> Result<Self, Failure> {
+        let cores = Cores::divide()?;
         let place = Place::new("clock");
         let identity = place.path("identity");
         let endpoint = Endpoint::start(&Identity::open_or_create(&identity, KEY_ID)?)?;
         let config = Worker::DEFAULT.config(&place.path("config.toml"), &identity, endpoint.port, "")?;
-        Ok(Self { endpoint, identity, config, runs: 0, place })
+        Ok(Self { cores, endpoint, identity, config, runs: 0, place })
     }
 
     /// One process from its start to its end; its outcomes are judged when it is over.
@@ -277,6 +282,9 @@ impl Bed {
                 command
             }
         };
+        if let Some(cores) = &self.cores {
+            command = cores.give(&command);
+        }
         let feed = Feed::new(&self.endpoint, run, rate, count)?;
         let (running, stdin) = Running::feed(who.name(), &mut command, File::create(&outcomes)?)?;
         let times = feed.run(running, stdin).map_err(|error| format!("{}: {error}", who.name()))?;
