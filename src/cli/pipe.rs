@@ -142,7 +142,9 @@ async fn write_results(mut postings: mpsc::Receiver<Posting>) -> io::Error {
             text.extend_from_slice(&posting.publication.body);
             text.push(b'\n');
         }
-        if let Err(error) = stdout.write(&mut text).await {
+        if !text.is_empty()
+            && let Err(error) = stdout.write(&mut text).await
+        {
             return error;
         }
         for posting in batch.drain(..) {

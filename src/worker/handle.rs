@@ -15,7 +15,7 @@ use super::device::{Plan, Rung, Times, plan, settle};
 use super::dispatch::{all, dispatch};
 use super::gateway::Gateway;
 use super::invalidation;
-use super::ledger::{Admission, Ticket};
+use super::ledger::{Admission, Known, Ticket};
 use super::mailbox::{Delivery, Properties, Publication};
 use super::poison::{is_poison, is_unreadable};
 use super::publish::{confirm, publish_outcome, reply};
@@ -209,7 +209,7 @@ async fn ring<G: Gateway>(
     taken: Taken,
     story: Option<&mut Story>,
     stop: &watch::Receiver<bool>,
-) -> Option<Arc<[Publication]>> {
+) -> Option<Known> {
     let left = invite.deadline.since(taken.on);
     let in_time = !left.is_zero() && left >= worker.settings.ring_time_min;
     let bar = taken.bar.or((!in_time).then_some(Bar::Late(Stage::Queue)));
@@ -283,7 +283,7 @@ async fn ring<G: Gateway>(
         publication
     };
     let published = carried(publish_outcome(&identity, &outcome, worker.outcome_key(Some(&invite.app))));
-    let publications: Arc<[Publication]> = if invalidations.is_empty() {
+    let publications: Known = if invalidations.is_empty() {
         Arc::new([published])
     } else {
         // Only now: what Apple accepted of this very invite speaks for the settings, too.

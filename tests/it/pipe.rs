@@ -136,6 +136,21 @@ async fn stdin_and_stdout_may_be_files_or_pipes_or_that_of_the_log() {
     }
 }
 
+#[tokio::test]
+async fn what_cannot_be_written_is_no_answer() {
+    let place = Place::new("pipe-full");
+    let apple = Apple::start(&place, (0, 0), "").await;
+    place.write("in", invite("00000005-0000-4000-8000-000000000001", 60, &["ab01"]));
+    let config = config(Config::new(&apple), &place);
+    // A full disk, and one that was opened to be read.
+    for way in [r#""$0" pipe --config "$1" < in > /dev/full"#, r#""$0" pipe --config "$1" < in 1< /dev/null"#]
+    {
+        let mut shell = Process::start("sh", &["-c", way, RINGCAST, &config], &[], place.as_ref(), "shell");
+        assert_eq!(shell.ended(ANSWERED_WITHIN).await.code(), Some(1), "{way}: {}", shell.last_words());
+        assert!(shell.last_words().contains("stdout takes no more"), "{way}: {}", shell.last_words());
+    }
+}
+
 fn start(place: &Place, apple: &Apple) -> Process {
     start_with(place, Config::new(apple))
 }

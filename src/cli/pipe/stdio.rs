@@ -1,10 +1,12 @@
 //! stdin and stdout of `ringcast pipe`: as pipes on the core's thread, as anything else by way of another one.
 //!
-//! A pipe can say when there is something to read, and need not block. A terminal or a file is read and written on threads of their own,
-//! because neither can be called off. Whether an end of a pipe blocks is the same for all who were given it (a shell,
-//! the log, a second process); so it is not changed, but opened once more.
+//! A pipe can say when there is something to read, and need not block. A terminal or a file is read and written on a thread for each: such a
+//! read cannot be called off, and such a write may take its time. Whether an end of a pipe blocks is the same for all who were given it
+//! (a shell, the log, a second process); so it is not changed, but opened once more.
 
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 
 use bytes::Bytes;
@@ -118,11 +120,12 @@ impl Stdout {
     fn of(path: &str) -> io::Result<Self> {
         match opened(path, |options| options.open_sender(path)) {
             Some(end) => Ok(Self::Pipe(end)),
-            None => Writing::start(io::stdout()).map(Self::Thread),
+            // Not by the library, for which what cannot be written is written.
+            None => Writing::start(File::from(io::stdout().as_fd().try_clone_to_owned()?)).map(Self::Thread),
         }
     }
 
-    /// Writes all of the text, which is not used up.
+    /// Writes all of the text, and gives it back. After an error, or let go of before its end, it must not be called again.
     pub(super) async fn write(&mut self, text: &mut Vec<u8>) -> io::Result<()> {
         match self {
             Self::Pipe(end) => end.write_all(text).await,
@@ -355,7 +358,19 @@ mod tests {
         let mut read = [0; 8];
         reader.read_exact(&mut read).expect("it was written");
         assert_eq!(&read, b"{a}\n{b}\n");
-        drop(reader);
+        // More than the pipe holds: it is not written before somebody reads.
+        let mut long = vec![b'x'; 1 << 20];
+        {
+            let mut write = std::pin::pin!(writing.write(&mut long));
+            let early = tokio::time::timeout(std::time::Duration::from_millis(100), &mut write).await;
+            assert!(early.is_err(), "{early:?}");
+            let reading = tokio::task::spawn_blocking(move || {
+                let mut read = vec![0; 1 << 20];
+                reader.read_exact(&mut read)
+            });
+            write.await.expect("somebody reads");
+            reading.await.expect("it lives").expect("it was written");
+        }
         let error = writing.write(&mut b"{c}\n".to_vec()).await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
