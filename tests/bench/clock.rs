@@ -135,8 +135,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
 
     let program = program::head()?;
     let mut bed = Bed::start()?;
-    let alone = if bed.cores.is_some() { ", one of them for the process that is measured" } else { "" };
-    head(&format!("{program}{alone}"));
+    head(&format!("{program}{}", bed.cores.told()));
     let ours = bed.run(Who::Ringcast, None, flat_out)?;
     line(Who::Ringcast, None, &ours);
     let bare = bed.run(Who::Bare, None, flat_out)?;
@@ -230,7 +229,8 @@ fn conclude(rate: u64, capacity: f64, pairs: &[(Times, Times)], smoke: bool) -> 
             let rounds: Vec<f64> = pairs.iter().map(|pair| who(pair).micros(permille)).collect();
             summary::median(&rounds)
         };
-        json!({ "p50": at(500), "p99": at(990), "p99.9": at(999) })
+        let late: Vec<f64> = pairs.iter().map(|pair| who(pair).late_micros).collect();
+        json!({ "p50": at(500), "p99": at(990), "p99.9": at(999), "late": summary::median(&late) })
     };
     let figures = json!({
         "rate": rate, "capacity": capacity, "ratio": ratios, "ringcast_us": of(|pair| &pair.0), "bare_us": of(|pair| &pair.1),
@@ -245,7 +245,7 @@ fn float(count: u64) -> f64 {
 
 /// The peer, and what it takes to push to it.
 struct Bed {
-    cores: Option<Cores>,
+    cores: Cores,
     endpoint: Endpoint,
     identity: PathBuf,
     config: PathBuf,
@@ -268,7 +268,7 @@ impl Bed {
         self.runs += 1;
         let run = self.runs;
         let outcomes = self.place.path("outcomes");
-        let mut command = match who {
+        let command = match who {
             Who::Ringcast => program::ringcast("pipe", &self.config)?,
             Who::Bare => {
                 let mut command = Command::new(std::env::current_exe()?);
@@ -282,11 +282,9 @@ impl Bed {
                 command
             }
         };
-        if let Some(cores) = &self.cores {
-            command = cores.give(&command);
-        }
         let feed = Feed::new(&self.endpoint, run, rate, count)?;
-        let (running, stdin) = Running::feed(who.name(), &mut command, File::create(&outcomes)?)?;
+        let (running, stdin) =
+            Running::feed(who.name(), &mut self.cores.give(&command), File::create(&outcomes)?)?;
         let times = feed.run(running, stdin).map_err(|error| format!("{}: {error}", who.name()))?;
         if who == Who::Ringcast {
             let mut outcomes = BufReader::new(File::open(&outcomes)?);

@@ -8,6 +8,7 @@ mod bed;
 mod callgrind;
 #[allow(dead_code, reason = "another benchmark uses more of it")]
 mod child;
+mod cores;
 #[path = "push/pace.rs"]
 mod pace;
 #[allow(dead_code, reason = "the tests use more of it")]
@@ -32,6 +33,7 @@ use bed::Bed;
 use callgrind::{Cost, Profile};
 use child::{Usage, run_whole};
 use clap::{Parser, Subcommand};
+use cores::Cores;
 use pace::Paced;
 
 /// Whatever went wrong, in words.
@@ -134,8 +136,10 @@ impl Size {
 
 fn measure(arguments: &Arguments) -> Result<(), Failure> {
     let size = Size::of(arguments);
-    head()?;
-    let bed = Bed::start()?;
+    let program = program::head()?;
+    let cores = Cores::divide()?;
+    head(&format!("{program}{}", cores.told()))?;
+    let bed = Bed::start(cores)?;
     let full_speed = full_speed(&bed, &size)?;
     let paced = paced(&bed, &size)?;
     let counted = counted(&bed, &size)?;
@@ -144,7 +148,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// The machine and the versions.
-fn head() -> Result<(), Failure> {
+fn head(measured: &str) -> Result<(), Failure> {
     let version = |program: &'static str| -> Result<String, Failure> {
         let mut command = Command::new(program);
         command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped());
@@ -153,7 +157,7 @@ fn head() -> Result<(), Failure> {
     };
     let (h2load, valgrind) = (version("h2load")?, version("valgrind")?);
     let nginx = bed::nginx_version()?;
-    println!("{}, {nginx}, {h2load}, {valgrind}", program::head()?);
+    println!("{measured}\n{nginx}, {h2load}, {valgrind}");
     Ok(())
 }
 
@@ -216,12 +220,15 @@ fn full_speed(bed: &Bed, size: &Size) -> Result<Vec<Each<Run>>, Failure> {
     let mut rounds = Vec::new();
     for round in 1..=size.rounds {
         let (invites, outcomes) = (bed.invites(round, size.pushes)?, bed.path("outcomes"));
-        let command = &mut bed.ringcast(STREAMS, &invites, &outcomes)?;
-        let (ringcast, _) = whole(bed, "ringcast", command, size.pushes)?;
+        let mut command = bed.alone(&bed.ringcast(STREAMS)?);
+        command.stdin(File::open(&invites)?).stdout(File::create(&outcomes)?);
+        let (ringcast, _) = whole(bed, "ringcast", &mut command, size.pushes)?;
         judge(&outcomes, round, size.pushes)?;
-        let (bare, said) = whole(bed, "bare h2", &mut bed.bare(STREAMS, round, size.pushes)?, size.pushes)?;
+        let mut command = bed.alone(&bed.bare(STREAMS, round, size.pushes)?);
+        let (bare, said) = whole(bed, "bare h2", &mut command, size.pushes)?;
         bed::check_bare(&said, size.pushes)?;
-        let (h2load, said) = whole(bed, "h2load", &mut bed.h2load(STREAMS, size.pushes), size.pushes)?;
+        let mut command = bed.alone(&bed.h2load(STREAMS, size.pushes));
+        let (h2load, said) = whole(bed, "h2load", &mut command, size.pushes)?;
         bed::check(&said, size.pushes)?;
         rounds.push(Each { ringcast, bare, h2load });
     }
@@ -291,7 +298,7 @@ fn counted(bed: &Bed, size: &Size) -> Result<Each<Cost>, Failure> {
     let ringcast = |run: u32, count: u64| -> Result<Profile, Failure> {
         let (invites, outcomes, profile) =
             (bed.invites(run, count)?, bed.path("outcomes"), bed.path("profile"));
-        let mut command = callgrind::under(&bed.ringcast(STREAMS, &invites, &outcomes)?, &profile);
+        let mut command = callgrind::under(&bed.ringcast(STREAMS)?, &profile);
         run_whole("ringcast", command.stdin(File::open(&invites)?).stdout(File::create(&outcomes)?))?;
         judge(&outcomes, run, count)?;
         callgrind::read(&profile)

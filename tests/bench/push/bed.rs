@@ -16,6 +16,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::child::{Running, Usage, run_whole};
+use super::cores::Cores;
 use super::place::Place;
 use super::{Failure, KEY_ID, TEAM_ID, TOPIC, program, traffic};
 
@@ -43,6 +44,7 @@ const HEADERS: [&str; 8] = [
 
 /// The endpoint and what it takes to push to it. The last one to be dropped is the folder.
 pub struct Bed {
+    cores: Cores,
     nginx: Running,
     place: Place,
     port: u16,
@@ -76,7 +78,7 @@ impl Seen {
 
 impl Bed {
     /// Starts nginx and looks at one push of each client.
-    pub fn start() -> Result<Self, Failure> {
+    pub fn start(cores: Cores) -> Result<Self, Failure> {
         let place = Place::new("push");
         let folder = place.path("identity");
         Identity::open_or_create(&folder, KEY_ID)?;
@@ -102,7 +104,7 @@ impl Bed {
             writeln!(paths, "https://127.0.0.1:{port}/3/device/{}", traffic::token(0, number))?;
         }
         let (body, paths) = (place.path("body.json"), place.write("paths.txt", paths));
-        let mut bed = Self { nginx, place, port, headers: Vec::new(), body, paths };
+        let mut bed = Self { cores, nginx, place, port, headers: Vec::new(), body, paths };
         bed.look(looking)?;
         Ok(bed)
     }
@@ -165,11 +167,6 @@ impl Bed {
         Ok(path)
     }
 
-    /// `ringcast pipe` from one file to another, on one connection.
-    pub fn ringcast(&self, streams: u16, invites: &Path, outcomes: &Path) -> Result<Command, Failure> {
-        self.ringcast_to(self.port, streams, invites, outcomes)
-    }
-
     fn ringcast_to(
         &self,
         port: u16,
@@ -183,7 +180,7 @@ impl Bed {
     }
 
     /// `ringcast pipe` on one connection; stdin and stdout are the caller's matter.
-    pub fn ringcast_piped(&self, streams: u16) -> Result<Command, Failure> {
+    pub fn ringcast(&self, streams: u16) -> Result<Command, Failure> {
         self.ringcast_pipe(self.port, streams)
     }
 
@@ -224,6 +221,13 @@ impl Bed {
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         Ok(command)
+    }
+
+    /// The same client on a core that it has to itself. Its stdin is empty and its stdout a pipe, unless told otherwise.
+    pub fn alone(&self, client: &Command) -> Command {
+        let mut alone = self.cores.give(client);
+        alone.stdin(Stdio::null()).stdout(Stdio::piped());
+        alone
     }
 
     /// `h2load` with `count` pushes on one connection.

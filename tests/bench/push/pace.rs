@@ -50,7 +50,7 @@ pub fn ringcast(bed: &Bed, run: u32, rate: u32, count: u64) -> Result<Paced, Fai
     let count = count + 1;
     let mut invites = Vec::new();
     traffic::write_invites(&mut invites, run, count)?;
-    let mut running = Running::start("ringcast", &mut bed.ringcast_piped(STREAMS_MAX)?)?;
+    let mut running = Running::start("ringcast", &mut bed.alone(&bed.ringcast(STREAMS_MAX)?))?;
     let (stdin, stdout) = running.pipes()?;
     let (written, mut reading, stdin) =
         running.unless_stalled(|progress| exchange(&invites, rate, count, (stdin, stdout), progress))?;
@@ -175,7 +175,7 @@ pub fn h2load(bed: &Bed, rate: u32, count: u64) -> Result<Paced, Failure> {
     let log = bed.path("h2load.log");
     let mut command = bed.h2load(STREAMS_MAX, count);
     command.arg(format!("--rps={rate}")).arg("--log-file").arg(&log);
-    bed::check(&run_whole("h2load", &mut command)?.said, count)?;
+    bed::check(&run_whole("h2load", &mut bed.alone(&command))?.said, count)?;
     let (mut times, mut first, mut last) = (Vec::new(), u64::MAX, 0);
     for line in fs::read_to_string(&log)?.lines() {
         let mut fields = line.split('\t');
