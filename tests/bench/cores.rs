@@ -18,11 +18,14 @@ pub struct Cores {
 impl Cores {
     /// Leaves the last core that this process may use, for good. Where there is no other one, or it may not, all share what there is.
     pub fn divide() -> Result<Self, Failure> {
-        let online = listed(fs::read_to_string("/sys/devices/system/cpu/online")?.trim())?;
         let status = fs::read_to_string("/proc/self/status")?;
         let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
         let mut usable = listed(allowed.ok_or("/proc/self/status names no cores")?.trim())?;
-        usable.retain(|core| online.contains(core));
+        // More may be allowed than there are.
+        if let Ok(online) = fs::read_to_string("/sys/devices/system/cpu/online") {
+            let online = listed(online.trim())?;
+            usable.retain(|core| online.contains(core));
+        }
         // A quota may be less than the cores are.
         let one = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
         let measured = usable.pop();

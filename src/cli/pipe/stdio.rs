@@ -120,7 +120,7 @@ impl Stdout {
     fn of(path: &str) -> io::Result<Self> {
         match opened(path, |options| options.open_sender(path)) {
             Some(end) => Ok(Self::Pipe(end)),
-            // Not by the library, for which what cannot be written is written.
+            // Not by the library's, which takes a descriptor that cannot be written (EBADF) for one that was.
             None => Writing::start(File::from(io::stdout().as_fd().try_clone_to_owned()?)).map(Self::Thread),
         }
     }
