@@ -44,6 +44,15 @@ impl Usage {
         self.user + self.system
     }
 
+    /// What two processes have used together; the peak is the larger one.
+    pub fn and(&self, other: &Self) -> Self {
+        Self {
+            user: self.user + other.user,
+            system: self.system + other.system,
+            peak_kib: self.peak_kib.max(other.peak_kib),
+        }
+    }
+
     /// The CPU used since an earlier look; the peak stays what it is.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {

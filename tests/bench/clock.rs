@@ -42,13 +42,11 @@ use feed::{Feed, Times};
 use place::Place;
 use ringcast::simulator::Identity;
 use serde_json::json;
+use summary::float;
+use traffic::Shape;
 use worker::Worker;
 
 pub type Failure = Box<dyn Error + Send + Sync>;
-
-pub const TEAM_ID: &str = "TEAM123456";
-pub const KEY_ID: &str = "KEY1234567";
-pub const TOPIC: &str = "com.acme.voice.voip";
 
 /// Rates, in percent of what the slower of the two carries.
 const SHARES: [u64; 4] = [10, 20, 50, 80];
@@ -238,11 +236,6 @@ fn conclude(rate: u64, capacity: f64, pairs: &[(Times, Times)], smoke: bool) -> 
     report::keep("clock", &figures)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn float(count: u64) -> f64 {
-    count as f64
-}
-
 /// The peer, and what it takes to push to it.
 struct Bed {
     cores: Cores,
@@ -258,8 +251,9 @@ impl Bed {
         let cores = Cores::divide()?;
         let place = Place::new("clock");
         let identity = place.path("identity");
-        let endpoint = Endpoint::start(&Identity::open_or_create(&identity, KEY_ID)?)?;
-        let config = Worker::DEFAULT.config(&place.path("config.toml"), &identity, endpoint.port, "")?;
+        let endpoint = Endpoint::start(&Identity::open_or_create(&identity, program::KEY_ID)?)?;
+        let config =
+            Worker::DEFAULT.config(&place.path("config.toml"), &identity, endpoint.port, worker::PATIENT)?;
         Ok(Self { cores, endpoint, identity, config, runs: 0, place })
     }
 
@@ -288,7 +282,7 @@ impl Bed {
         let times = feed.run(running, stdin).map_err(|error| format!("{}: {error}", who.name()))?;
         if who == Who::Ringcast {
             let mut outcomes = BufReader::new(File::open(&outcomes)?);
-            traffic::read_outcomes(&mut outcomes, run, feed.lines(), &AtomicU64::new(0))?;
+            Shape::ONE.read_all(&mut outcomes, run, feed.lines(), &AtomicU64::new(0))?;
         }
         Ok(times)
     }

@@ -9,12 +9,14 @@ use std::thread;
 
 use parking_lot::Mutex;
 
+use super::Failure;
 use super::child::Running;
 use super::guard::guarded;
 use super::place::Place;
-use super::shape::Shape;
+use super::program::{self, TEAM_ID};
+use super::summary::float;
+use super::traffic::Shape;
 use super::worker::{self, Worker};
-use super::{Failure, TEAM_ID, float, program};
 
 /// The simulator, and what it takes to push to it.
 pub struct Bed {
@@ -56,7 +58,7 @@ impl Bed {
         let (mut stdin, stdout) = running.pipes()?;
         let progress = AtomicU64::new(0);
         let weighed = |running: &Mutex<Running>| {
-            shape.write(&mut stdin, run, 0, first)?;
+            shape.write(&mut stdin, run, 0..first)?;
             let mut stdout = BufReader::with_capacity(1 << 16, stdout);
             let mut seen = vec![false; usize::try_from(all)?];
             shape.read(&mut stdout, run, &mut seen, first, &progress)?;
@@ -64,7 +66,7 @@ impl Bed {
             for mark in marks {
                 // Nothing behind the mark is written before all up to it is answered, and weighed.
                 thread::scope(|scope| {
-                    let writer = scope.spawn(|| shape.write(&mut stdin, run, first + done, first + mark));
+                    let writer = scope.spawn(|| shape.write(&mut stdin, run, first + done..first + mark));
                     shape.read(&mut stdout, run, &mut seen, mark - done, &progress)?;
                     writer.join().map_err(|_| "the writer of invites panicked")?
                 })?;
@@ -104,7 +106,7 @@ impl Bed {
         let run = self.runs;
         let (input, outcomes, told) =
             (self.place.path("invites"), self.place.path("outcomes"), self.place.path("told"));
-        shape.write(File::create(&input)?, run, 0, invites)?;
+        shape.write(File::create(&input)?, run, 0..invites)?;
         let mut command = Command::new("valgrind");
         program::free_of_settings(&mut command);
         command.arg("--tool=callgrind").arg(format!("--log-file={}", told.display()));
@@ -120,15 +122,14 @@ impl Bed {
         if !status.success() {
             return Err(format!("valgrind ended with {status}: {told}").into());
         }
-        let mut seen = vec![false; usize::try_from(invites)?];
         let mut outcomes = BufReader::new(File::open(&outcomes)?);
-        shape.read(&mut outcomes, run, &mut seen, invites, &AtomicU64::new(0))?;
+        shape.read_all(&mut outcomes, run, invites, &AtomicU64::new(0))?;
         let collected = told.lines().find_map(|line| line.split_once("Collected :"));
         let (_, collected) = collected.ok_or_else(|| format!("callgrind tells no sum: {told}"))?;
         Ok(collected.trim().parse()?)
     }
 
     fn config(&self, worker: &Worker) -> Result<PathBuf, Failure> {
-        worker.config(&self.place.path("config.toml"), &self.identity, self.port, "")
+        worker.config(&self.place.path("config.toml"), &self.identity, self.port, worker::PATIENT)
     }
 }

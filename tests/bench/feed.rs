@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::Failure;
 use super::child::Running;
 use super::endpoint::{Arrivals, Endpoint};
 use super::guard::guarded;
-use super::{Failure, float, traffic};
+use super::summary::float;
+use super::traffic::Shape;
 
 /// Invites that go first, until their requests have come: the process has started, its connections are open and in use.
 const FIRST: u64 = 64;
@@ -64,7 +66,7 @@ fn quantile(sorted: &[u64], permille: usize) -> u64 {
 impl<'a> Feed<'a> {
     pub fn new(endpoint: &'a Endpoint, run: u32, rate: Option<u64>, count: u64) -> Result<Self, Failure> {
         let mut text = Vec::new();
-        traffic::write_invites(&mut text, run, FIRST + count)?;
+        Shape::ONE.write(&mut text, run, 0..FIRST + count)?;
         let arrivals = endpoint.expect(run, FIRST + count)?;
         Ok(Self { endpoint, arrivals, rate, count, text })
     }

@@ -13,9 +13,8 @@ mod place;
 mod program;
 #[allow(dead_code, reason = "another benchmark prints with it")]
 mod report;
-mod shape;
 mod summary;
-#[allow(dead_code, reason = "outcomes are judged by their shape")]
+#[allow(dead_code, reason = "another benchmark reads more of an outcome")]
 mod traffic;
 mod worker;
 
@@ -25,14 +24,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use drive::Bed;
 use serde_json::json;
-use shape::Shape;
+use traffic::Shape;
 use worker::Worker;
 
 pub type Failure = Box<dyn Error + Send + Sync>;
-
-pub const TEAM_ID: &str = "TEAM123456";
-pub const KEY_ID: &str = "KEY1234567";
-pub const TOPIC: &str = "com.acme.voice.voip";
 
 /// How many times the cheapest of a row the dearest may cost.
 const GROWTH_MAX: f64 = 1.2;
@@ -92,7 +87,12 @@ fn rows() -> Vec<(&'static str, Vec<Size>)> {
         });
     let connected = |name, prefetch, connections| Size {
         name,
-        worker: Worker { prefetch, connections, ..usual },
+        worker: Worker {
+            prefetch,
+            connections,
+            connections_max: connections.max(usual.connections_max),
+            ..usual
+        },
         shape: Shape::ONE,
     };
     let connections = [("1", 1), ("2", 2), ("4", 4), ("16", 16), ("64", 64)]
@@ -250,9 +250,4 @@ fn spread(values: &[f64]) -> String {
     let most = values.iter().copied().fold(f64::MIN, f64::max);
     let least = values.iter().copied().fold(f64::MAX, f64::min);
     format!("largest / smallest {:.2}", most / least)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn float(count: u64) -> f64 {
-    count as f64
 }

@@ -7,10 +7,14 @@
 mod child;
 #[allow(dead_code, reason = "another benchmark starts more with it")]
 mod program;
+#[allow(dead_code, reason = "outcomes are read for their times")]
+mod traffic;
+#[allow(dead_code, reason = "another benchmark has many apps")]
+mod worker;
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -18,17 +22,15 @@ use std::thread;
 use std::time::Duration;
 
 use child::Running;
-use ringcast::clock::Clock;
-use ringcast::domain::timestamp::Timestamp;
 use ringcast::simulator::faults::Fault;
 use ringcast::simulator::{Identity, Options, Order, Simulator, Target};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
+use traffic::Shape;
+use worker::Worker;
 
 pub type Failure = Box<dyn Error + Send + Sync>;
 
-const TEAM_ID: &str = "TEAM123456";
-const KEY_ID: &str = "KEY1234567";
 const CONNECTIONS: u64 = 4;
 /// Calls a second, and how long they come.
 const RATE: u64 = 500;
@@ -126,7 +128,7 @@ fn run(incident: Incident, place: &Path) -> Result<(), Failure> {
     let serving = thread::spawn(move || -> Result<(), Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let identity = Identity::open_or_create(&folder, KEY_ID)?;
+            let identity = Identity::open_or_create(&folder, program::KEY_ID)?;
             let simulator = Simulator::new(Options::new(identity.verifying_key()))?;
             simulator.faults().add(Fault::latency(LATENCY.0, LATENCY.1));
             let listening = simulator.listen(([127, 0, 0, 1], 0).into(), identity.server_config()).await?;
@@ -149,19 +151,9 @@ fn run(incident: Incident, place: &Path) -> Result<(), Failure> {
 
 /// Pushes all calls through `ringcast pipe` at their rate, and lets the incident begin in the middle.
 fn push(incident: Incident, place: &Path, simulator: &Simulator, port: u16) -> Result<Vec<Told>, Failure> {
-    let config = place.join("config.toml");
-    let file = |name: &str| format!("{:?}", place.join("identity").join(name).display().to_string());
-    std::fs::write(
-        &config,
-        format!(
-            "[amqp]\nprefetch = 2000\n[apns]\nproduction = \"https://127.0.0.1:{port}\"\nca_file = {}\n\
-             connections = {CONNECTIONS}\nrequest_timeout = \"{REQUEST_TIMEOUT}\"\n[log]\nlevel = \"error\"\n\
-             [apps.acme]\nbundle_id = \"com.acme.voice\"\n\
-             [apps.acme.auth]\nteam_id = \"{TEAM_ID}\"\nkey_id = \"{KEY_ID}\"\nkey_file = {}\n",
-            file("ca.pem"),
-            file(&format!("AuthKey_{KEY_ID}.p8"))
-        ),
-    )?;
+    let worker = Worker { prefetch: 2000, connections: CONNECTIONS, ..Worker::DEFAULT };
+    let more = format!("request_timeout = \"{REQUEST_TIMEOUT}\"\n");
+    let config = worker.config(&place.join("config.toml"), &place.join("identity"), port, &more)?;
     let mut running = Running::start("ringcast", &mut program::ringcast("pipe", &config)?)?;
     let (mut stdin, stdout) = running.pipes()?;
     let reader = thread::spawn(move || read(BufReader::new(stdout)));
@@ -177,13 +169,7 @@ fn push(incident: Incident, place: &Path, simulator: &Simulator, port: u16) -> R
                 has_begun = true;
                 incident.begin(simulator);
             }
-            let deadline = Timestamp::from_unix_ms(Clock::system().unix_ms() + 20_000);
-            let invite = json!({
-                "call_id": format!("00000000-0000-4000-8000-{number:012x}"), "app": "acme",
-                "deadline": deadline.to_string(), "devices": [{ "token": format!("{number:064x}") }],
-            });
-            writeln!(stdin, "{invite}")?;
-            stdin.flush()?;
+            Shape::ONE.write(&mut stdin, 0, number..number + 1)?;
         }
         Ok::<_, Failure>(())
     })?;
@@ -199,12 +185,13 @@ fn push(incident: Incident, place: &Path, simulator: &Simulator, port: u16) -> R
 fn read(stdout: impl BufRead) -> Result<Vec<Told>, Failure> {
     let mut told = BTreeMap::new();
     for line in stdout.lines() {
-        let outcome: Value = serde_json::from_str(&line?)?;
+        let line = line?;
+        let outcome: Value = serde_json::from_str(&line)?;
         let device = &outcome["devices"][0];
         if device["result"] != "accepted" {
             return Err(format!("a call was not accepted: {outcome}").into());
         }
-        let number = u64::from_str_radix(device["token"].as_str().unwrap_or_default(), 16)?;
+        let number = traffic::number_of(line.as_bytes())?;
         let number_of = |field: &str| device[field].as_u64().unwrap_or_default();
         let one = Told { number, attempts: number_of("attempts"), latency_ms: number_of("latency_ms") };
         if told.insert(number, one).is_some() {

@@ -4,6 +4,8 @@
 
 #![allow(unreachable_pub, missing_docs, reason = "the modules of a benchmark, which nobody else sees")]
 
+#[allow(dead_code, reason = "another benchmark counts invites there")]
+mod admin;
 #[path = "../../src/bin/demo/broker.rs"]
 mod broker;
 #[allow(dead_code, reason = "another benchmark uses more of it")]
@@ -18,17 +20,15 @@ mod place;
 mod program;
 #[allow(dead_code, reason = "another benchmark prints with it")]
 mod report;
-#[allow(dead_code, reason = "another benchmark uses more of it")]
-mod shape;
 mod summary;
-#[allow(dead_code, reason = "outcomes are judged by their shape")]
+#[allow(dead_code, reason = "another benchmark reads more of an outcome")]
 mod traffic;
 #[allow(dead_code, reason = "another benchmark uses more of it")]
 mod worker;
 
 use std::error::Error;
-use std::io::{BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::BufReader;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,14 +44,11 @@ use parking_lot::Mutex;
 use place::Place;
 use ringcast::simulator::Identity;
 use serde_json::json;
-use shape::Shape;
+use summary::float;
+use traffic::Shape;
 use worker::Worker;
 
 pub type Failure = Box<dyn Error + Send + Sync>;
-
-pub const TEAM_ID: &str = "TEAM123456";
-pub const KEY_ID: &str = "KEY1234567";
-pub const TOPIC: &str = "com.acme.voice.voip";
 
 /// What a worker may weigh at idle, in MiB.
 const IDLE_MAX: f64 = 24.0;
@@ -136,7 +133,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     for load in LOADS.iter().take(if smoke { 1 } else { LOADS.len() }) {
         let Weight { idle, in_flight, peak, after } = bed.in_flight(load)?;
         let Load { invites, devices, connections } = *load;
-        let push = (kib(peak) - kib(idle)) / kib(invites * devices);
+        let push = (float(peak) - float(idle)) / float(invites * devices);
         println!(
             "{:<13} {invites:>8} {devices:>8} {connections:>12} {:>9.1} {:>14.1} {:>9.1} {:>10.1} {push:>11.2}",
             format!("{} pushes", invites * devices),
@@ -197,7 +194,7 @@ impl Bed {
     fn start() -> Result<Self, Failure> {
         let place = Place::new("memory");
         let identity = place.path("identity");
-        let endpoint = Endpoint::start(&Identity::open_or_create(&identity, KEY_ID)?)?;
+        let endpoint = Endpoint::start(&Identity::open_or_create(&identity, program::KEY_ID)?)?;
         Ok(Self { place, endpoint, identity, runs: 0 })
     }
 
@@ -210,8 +207,10 @@ impl Bed {
         self.runs += 1;
         let (run, few) = (self.runs, FIRST * load.connections);
         let all = few * FIRST_TIMES + load.invites;
-        let worker = Worker { prefetch: load.invites, connections: load.connections, ..Worker::DEFAULT };
-        let config = self.config(&worker, "")?;
+        let (connections, usual) = (load.connections, Worker::DEFAULT);
+        let connections_max = connections.max(usual.connections_max);
+        let worker = Worker { prefetch: load.invites, connections, connections_max, ..usual };
+        let config = self.config(&worker, worker::PATIENT)?;
         let arrivals = self.endpoint.expect(run, all)?;
         let shape = Shape { devices: load.devices, apps: 1 };
         let used = self.endpoint.connections_used();
@@ -225,7 +224,7 @@ impl Bed {
                 if first == few * FIRST_TIMES {
                     return Err("not all connections are used".into());
                 }
-                shape.write(&mut stdin, run, first, first + few)?;
+                shape.write(&mut stdin, run, first..first + few)?;
                 shape.read(&mut stdout, run, &mut seen, few, &progress)?;
                 first += few;
                 thread::park_timeout(FIRST_PAUSE);
@@ -233,7 +232,7 @@ impl Bed {
             let all = first + load.invites;
             let idle = running.lock().resident_kib()?;
             self.endpoint.answer(false);
-            shape.write(&mut stdin, run, first, all)?;
+            shape.write(&mut stdin, run, first..all)?;
             while arrivals.requests.load(Ordering::Acquire) < all * load.devices {
                 thread::park_timeout(POLL_EVERY);
                 running.lock().resident_kib()?;
@@ -263,7 +262,7 @@ impl Bed {
         let mut command = program::ringcast("run", &config)?;
         command.env("RINGCAST__AMQP__URI", broker.uri()).env("RINGCAST__AMQP__DECLARE", "true");
         let running = Running::start("ringcast", &mut command)?;
-        while !ready(admin).is_ok_and(|ready| ready) {
+        while !admin::is_ready(admin) {
             running.resident_kib()?;
             tokio::time::sleep(POLL_EVERY).await;
         }
@@ -273,19 +272,6 @@ impl Bed {
     }
 }
 
-fn ready(admin: SocketAddr) -> Result<bool, Failure> {
-    let mut stream = TcpStream::connect(admin)?;
-    write!(stream, "GET /readyz HTTP/1.1\r\nHost: ringcast\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer.starts_with("HTTP/1.1 200"))
-}
-
 fn mib(kib: u64) -> f64 {
-    self::kib(kib) / 1024.0
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn kib(count: u64) -> f64 {
-    count as f64
+    float(kib) / 1024.0
 }

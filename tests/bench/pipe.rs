@@ -19,6 +19,8 @@ mod report;
 mod summary;
 #[allow(dead_code, reason = "another benchmark uses more of it")]
 mod traffic;
+#[allow(dead_code, reason = "another benchmark has many apps")]
+mod worker;
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read};
@@ -34,17 +36,11 @@ use clap::{Parser, Subcommand};
 use place::Place;
 use report::Row;
 use tokio::time::Instant;
+use traffic::Shape;
+use worker::Worker;
 
 /// Whatever went wrong, in words.
 pub type Failure = Box<dyn Error + Send + Sync>;
-
-pub const TEAM_ID: &str = "TEAM123456";
-pub const KEY_ID: &str = "KEY1234567";
-pub const TOPIC: &str = "com.acme.voice.voip";
-
-/// `apns.connections` and `amqp.prefetch`: the defaults, said aloud because the reference takes the same.
-const CONNECTIONS: u64 = 2;
-const PREFETCH: u64 = 500;
 
 /// How much more memory many invites may take than few.
 const GROWTH_MAX: f64 = 1.5;
@@ -148,19 +144,7 @@ impl Bed {
     fn start(place: &Place) -> Result<Self, Failure> {
         let identity = place.path("identity");
         let (simulator, port) = program::simulator(&identity, None)?;
-        let config = place.path("config.toml");
-        // A TOML text, quoted and escaped.
-        let file = |name: &str| format!("{:?}", identity.join(name).display().to_string());
-        let (ca_file, key_file) = (file("ca.pem"), file(&format!("AuthKey_{KEY_ID}.p8")));
-        let bundle_id = TOPIC.trim_end_matches(".voip");
-        std::fs::write(
-            &config,
-            format!(
-                "[amqp]\nprefetch = {PREFETCH}\n[apns]\nproduction = \"https://127.0.0.1:{port}\"\nca_file = {ca_file}\n\
-                 connections = {CONNECTIONS}\n[log]\nlevel = \"warn\"\n[apps.acme]\nbundle_id = \"{bundle_id}\"\n\
-                 [apps.acme.auth]\nteam_id = \"{TEAM_ID}\"\nkey_id = \"{KEY_ID}\"\nkey_file = {key_file}\n"
-            ),
-        )?;
+        let config = Worker::DEFAULT.config(&place.path("config.toml"), &identity, port, "")?;
         Ok(Self { simulator, identity, config, port })
     }
 
@@ -168,10 +152,9 @@ impl Bed {
     fn pipe(&self, run: u32, count: u64) -> Result<Row, Failure> {
         let mut command = program::ringcast("pipe", &self.config)?;
         self.weigh("ringcast", &mut command, count, |mut stdin, stdout, progress| {
-            let writer =
-                thread::spawn(move || traffic::write_invites(&mut stdin, run, count).map(|()| stdin));
+            let writer = thread::spawn(move || Shape::ONE.write(&mut stdin, run, 0..count).map(|()| stdin));
             let mut stdout = BufReader::with_capacity(1 << 16, stdout);
-            let attempts = traffic::read_outcomes(&mut stdout, run, count, progress)?;
+            let attempts = Shape::ONE.read_all(&mut stdout, run, count, progress)?;
             let stdin = writer.join().map_err(|_| "the writer of invites panicked")??;
             Ok(Answered { attempts, stdin, stdout })
         })
@@ -185,8 +168,8 @@ impl Bed {
             ("--port", u64::from(self.port)),
             ("--run", u64::from(run)),
             ("--pushes", count),
-            ("--connections", CONNECTIONS),
-            ("--streams", PREFETCH),
+            ("--connections", Worker::DEFAULT.connections),
+            ("--streams", Worker::DEFAULT.prefetch),
         ] {
             command.arg(name).arg(value.to_string());
         }

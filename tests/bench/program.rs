@@ -6,6 +6,11 @@ use std::process::Command;
 use super::Failure;
 use super::child::Running;
 
+/// Whose key the simulator and the worker have, and what it may push to.
+pub const TEAM_ID: &str = "TEAM123456";
+pub const KEY_ID: &str = "KEY1234567";
+pub const TOPIC: &str = "com.acme.voice.voip";
+
 /// Names the `ringcast` to measure in place of the one that cargo built beside the benchmark; `tests/bench/run` gives the one that is shipped.
 const VARIABLE: &str = "RINGCAST_BENCH_PROGRAM";
 
@@ -56,7 +61,7 @@ pub fn free_of_settings(command: &mut Command) {
 /// A simulator on a free port of 127.0.0.1, which comes back too. It has its identity in that folder, and a script where one is given.
 pub fn simulator(identity: &Path, script: Option<&Path>) -> Result<(Running, u16), Failure> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_apns-simulator"));
-    command.args(["--listen", "127.0.0.1:0", "--team-id", super::TEAM_ID, "--key-id", super::KEY_ID]);
+    command.args(["--listen", "127.0.0.1:0", "--team-id", TEAM_ID, "--key-id", KEY_ID]);
     command.arg("--identity").arg(identity);
     if let Some(script) = script {
         command.arg("--script").arg(script);

@@ -21,6 +21,8 @@ mod reference;
 mod summary;
 #[allow(dead_code, reason = "another benchmark uses more of it")]
 mod traffic;
+#[allow(dead_code, reason = "another benchmark has many apps")]
+mod worker;
 
 use std::error::Error;
 use std::fs::File;
@@ -35,13 +37,11 @@ use child::{Usage, run_whole};
 use clap::{Parser, Subcommand};
 use cores::Cores;
 use pace::Paced;
+use summary::float;
+use traffic::Shape;
 
 /// Whatever went wrong, in words.
 pub type Failure = Box<dyn Error + Send + Sync>;
-
-pub const TEAM_ID: &str = "TEAM123456";
-pub const KEY_ID: &str = "KEY1234567";
-pub const TOPIC: &str = "com.acme.voice.voip";
 
 /// Streams in flight where pushes go out as fast as they can.
 const STREAMS: u16 = 200;
@@ -169,11 +169,6 @@ struct Run {
     nginx: Usage,
 }
 
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn float(count: u64) -> f64 {
-    count as f64
-}
-
 impl Run {
     fn micros(&self, spent: Duration) -> f64 {
         spent.as_secs_f64() * 1e6 / float(self.pushes)
@@ -253,7 +248,7 @@ fn whole(
 /// Whether each invite of a run has its own outcome, accepted, and nothing else was written.
 fn judge(outcomes: &std::path::Path, run: u32, count: u64) -> Result<(), Failure> {
     let mut outcomes = BufReader::new(File::open(outcomes)?);
-    traffic::read_outcomes(&mut outcomes, run, count, &AtomicU64::new(0))?;
+    Shape::ONE.read_all(&mut outcomes, run, count, &AtomicU64::new(0))?;
     if std::io::copy(&mut outcomes, &mut std::io::sink())? > 0 {
         return Err("ringcast says more than was asked".into());
     }

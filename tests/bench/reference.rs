@@ -30,7 +30,8 @@ use tokio::io::AsyncBufReadExt;
 use tokio::net::unix::pipe;
 use tokio::task::{JoinSet, LocalSet};
 
-use super::{Failure, KEY_ID, TEAM_ID, TOPIC, traffic};
+use super::program::{KEY_ID, TEAM_ID, TOPIC};
+use super::{Failure, traffic};
 
 const APNS_EXPIRATION: HeaderName = HeaderName::from_static("apns-expiration");
 const APNS_ID: HeaderName = HeaderName::from_static("apns-id");

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::Failure;
 use super::child::Usage;
-use super::summary;
+use super::summary::{self, float};
 
 /// The files that this process has begun.
 static KEPT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -39,11 +39,6 @@ pub struct Row {
     pub usage: Usage,
     /// What the simulator used in that time.
     pub simulator: Usage,
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn float(count: u64) -> f64 {
-    count as f64
 }
 
 impl Row {

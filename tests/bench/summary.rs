@@ -17,3 +17,9 @@ pub fn median(figures: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
+
+/// A count to reckon with.
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+pub fn float(count: u64) -> f64 {
+    count as f64
+}

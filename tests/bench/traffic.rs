@@ -3,7 +3,8 @@
 //! Push `n` of run `r` has a call id and a device token of its own, both computed from the two numbers, so that nothing is
 //! kept to check an outcome but one bit.
 
-use std::io::{self, BufRead, Write};
+use std::io::{BufRead, Write};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::Failure;
 /// From an invite to its deadline: less than `worker.deadline_max`, and far more than any run needs.
 const RING_TIME: Duration = Duration::from_mins(4);
 
-/// Invites that share a look at the clock.
+/// Invites that share a look at the clock, and a write.
 const INVITES_A_LOOK: u64 = 256;
 
 /// The call id of a push.
@@ -77,25 +78,112 @@ fn now() -> Timestamp {
     Timestamp::from_unix_ms(Clock::system().unix_ms())
 }
 
-/// Writes the invites of a run, one JSON line each, as fast as they are taken.
-pub fn write_invites(mut to: impl Write, run: u32, count: u64) -> io::Result<()> {
-    let mut lines = Vec::new();
-    let mut instants = String::new();
-    for number in 0..count {
-        if number % INVITES_A_LOOK == 0 {
-            to.write_all(&lines)?;
-            lines.clear();
-            instants = format!(r#""deadline":"{}","created_at":"{}""#, deadline(), now());
+/// The name of an app; the first one is the one that invites have by themselves.
+pub fn app(number: u64) -> String {
+    if number == 0 { "acme".to_owned() } else { format!("acme-{number}") }
+}
+
+/// What invites are like: so many devices each, to so many apps in turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub devices: u64,
+    pub apps: u64,
+}
+
+impl Shape {
+    pub const ONE: Self = Self { devices: 1, apps: 1 };
+
+    /// Writes these invites of a run, one JSON line each, as fast as they are taken.
+    pub fn write(&self, mut to: impl Write, run: u32, invites: Range<u64>) -> Result<(), Failure> {
+        let mut lines = Vec::new();
+        let mut instants = String::new();
+        for number in invites {
+            if instants.is_empty() || number % INVITES_A_LOOK == 0 {
+                to.write_all(&lines)?;
+                lines.clear();
+                instants = format!(r#""deadline":"{}","created_at":"{}""#, deadline(), now());
+            }
+            write!(
+                lines,
+                r#"{{"call_id":"{}","app":"{}",{instants},"caller":{{"handle":"+15551234567","name":"Ada Lovelace"}},"has_video":false,"devices":["#,
+                call_id(run, number),
+                app(number % self.apps),
+            )?;
+            for device in 0..self.devices {
+                write!(
+                    lines,
+                    r#"{}{{"token":"{}","environment":"production","id":"phone-{}"}}"#,
+                    if device == 0 { "" } else { "," },
+                    token(run, number * self.devices + device),
+                    device + 1,
+                )?;
+            }
+            lines.extend_from_slice(b"],\"payload\":{\"room\":\"r-17\"}}\n");
         }
-        writeln!(
-            lines,
-            r#"{{"call_id":"{}","app":"acme",{instants},"caller":{{"handle":"+15551234567","name":"Ada Lovelace"}},"has_video":false,"devices":[{{"token":"{}","environment":"production","id":"phone-1"}}],"payload":{{"room":"r-17"}}}}"#,
-            call_id(run, number),
-            token(run, number),
-        )?;
+        to.write_all(&lines)?;
+        to.flush()?;
+        Ok(())
     }
-    to.write_all(&lines)?;
-    to.flush()
+
+    /// Reads so many outcomes of a run, and checks that each is another invite's, with all its devices accepted. `seen` has a place for
+    /// each invite of the run, `progress` counts along. How many attempts it took comes back.
+    pub fn read(
+        &self,
+        from: &mut impl BufRead,
+        run: u32,
+        seen: &mut [bool],
+        count: u64,
+        progress: &AtomicU64,
+    ) -> Result<u64, Failure> {
+        let mut attempts = 0;
+        let mut line = Vec::new();
+        for read in 0..count {
+            line.clear();
+            if from.read_until(b'\n', &mut line)? == 0 {
+                return Err(format!("the outcomes ended after {read} of {count}").into());
+            }
+            attempts += self
+                .judge(&line, run, seen)
+                .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&line)))?;
+            progress.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(attempts)
+    }
+
+    /// The same for all outcomes of a run with so many invites.
+    pub fn read_all(
+        &self,
+        from: &mut impl BufRead,
+        run: u32,
+        count: u64,
+        progress: &AtomicU64,
+    ) -> Result<u64, Failure> {
+        self.read(from, run, &mut vec![false; usize::try_from(count)?], count, progress)
+    }
+
+    fn judge(&self, line: &[u8], run: u32, seen: &mut [bool]) -> Result<u64, Failure> {
+        let outcome: Outcome<'_> = serde_json::from_slice(line)?;
+        let number = outcome.call_id.rsplit('-').next().unwrap_or_default();
+        let number = u64::from_str_radix(number, 16)?;
+        if outcome.kind != "ringcast.outcome.v1" || outcome.call_id != call_id(run, number) {
+            return Err("not an outcome of this run".into());
+        }
+        let accepted = |device: &Device<'_>| device.result == "accepted" && device.status == 200;
+        if outcome.result != "accepted" || !outcome.devices.iter().all(accepted) {
+            return Err("not accepted".into());
+        }
+        let first = outcome.devices.first().map(|device| device.token);
+        if outcome.devices.len() as u64 != self.devices
+            || first != Some(token(run, number * self.devices).as_str())
+        {
+            return Err("not its devices".into());
+        }
+        let seen = seen.get_mut(usize::try_from(number)?).ok_or("nobody sent that invite")?;
+        if std::mem::replace(seen, true) {
+            return Err("a second outcome for one invite".into());
+        }
+        Ok(outcome.devices.iter().map(|device| device.attempts).sum())
+    }
 }
 
 /// What the benchmark reads of an outcome.
@@ -116,29 +204,6 @@ struct Device<'a> {
     attempts: u64,
 }
 
-/// Reads outcomes until each invite of the run has its own, and checks that all were accepted. `progress` counts along.
-/// How many attempts it took comes back.
-pub fn read_outcomes(
-    from: &mut impl BufRead,
-    run: u32,
-    count: u64,
-    progress: &AtomicU64,
-) -> Result<u64, Failure> {
-    let mut seen = vec![false; usize::try_from(count)?];
-    let mut attempts = 0;
-    let mut line = Vec::new();
-    for read in 0..count {
-        line.clear();
-        if from.read_until(b'\n', &mut line)? == 0 {
-            return Err(format!("the outcomes ended after {read} of {count}").into());
-        }
-        attempts += judge(&line, run, &mut seen)
-            .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&line)))?;
-        progress.store(read + 1, Ordering::Relaxed);
-    }
-    Ok(attempts)
-}
-
 /// The number of the push that an outcome is about, and nothing else of it.
 pub fn number_of(line: &[u8]) -> Result<u64, Failure> {
     const NAME: &str = r#""call_id":""#;
@@ -146,25 +211,4 @@ pub fn number_of(line: &[u8]) -> Result<u64, Failure> {
     let start = line.find(NAME).ok_or("an outcome without a call id")? + NAME.len();
     let call_id = line.get(start..start + 36).ok_or("an outcome with a short call id")?;
     Ok(u64::from_str_radix(call_id.rsplit('-').next().unwrap_or_default(), 16)?)
-}
-
-fn judge(line: &[u8], run: u32, seen: &mut [bool]) -> Result<u64, Failure> {
-    let outcome: Outcome<'_> = serde_json::from_slice(line)?;
-    let number = outcome.call_id.rsplit('-').next().unwrap_or_default();
-    let number = u64::from_str_radix(number, 16)?;
-    let [device] = &outcome.devices[..] else { return Err("not one device".into()) };
-    if outcome.kind != "ringcast.outcome.v1"
-        || outcome.call_id != call_id(run, number)
-        || device.token != token(run, number)
-    {
-        return Err("not an outcome of this run".into());
-    }
-    if outcome.result != "accepted" || device.result != "accepted" || device.status != 200 {
-        return Err("not accepted".into());
-    }
-    let seen = seen.get_mut(usize::try_from(number)?).ok_or("nobody sent that invite")?;
-    if std::mem::replace(seen, true) {
-        return Err("a second outcome for one invite".into());
-    }
-    Ok(device.attempts)
 }

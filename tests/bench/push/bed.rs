@@ -15,10 +15,13 @@ use ringcast::simulator::Identity;
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::Failure;
 use super::child::{Running, Usage, run_whole};
 use super::cores::Cores;
 use super::place::Place;
-use super::{Failure, KEY_ID, TEAM_ID, TOPIC, program, traffic};
+use super::program::{self, KEY_ID};
+use super::traffic::{self, Shape};
+use super::worker::Worker;
 
 /// How long nginx may take to listen, and to write down a push that was answered.
 const NGINX_LATE: Duration = Duration::from_secs(30);
@@ -163,7 +166,7 @@ impl Bed {
     /// The invites of a run, in a file.
     pub fn invites(&self, run: u32, count: u64) -> Result<PathBuf, Failure> {
         let path = self.place.path("invites");
-        traffic::write_invites(File::create(&path)?, run, count)?;
+        Shape::ONE.write(File::create(&path)?, run, 0..count)?;
         Ok(path)
     }
 
@@ -186,19 +189,10 @@ impl Bed {
 
     fn ringcast_pipe(&self, port: u16, streams: u16) -> Result<Command, Failure> {
         let folder = self.place.path("identity");
-        // A TOML text, quoted and escaped.
-        let file = |name: &str| format!("{:?}", folder.join(name).display().to_string());
-        let (ca_file, key_file) = (file("ca.pem"), file(&format!("AuthKey_{KEY_ID}.p8")));
-        let bundle_id = TOPIC.trim_end_matches(".voip");
-        let config = self.place.write(
-            &format!("config-{port}-{streams}.toml"),
-            format!(
-                "[amqp]\nprefetch = {streams}\n[apns]\nproduction = \"https://127.0.0.1:{port}\"\n\
-                 ca_file = {ca_file}\nconnections = 1\nconnections_max = 1\n[log]\nlevel = \"warn\"\n\
-                 [apps.acme]\nbundle_id = \"{bundle_id}\"\n[apps.acme.auth]\nteam_id = \"{TEAM_ID}\"\n\
-                 key_id = \"{KEY_ID}\"\nkey_file = {key_file}\n"
-            ),
-        );
+        let config = self.place.path(&format!("config-{port}-{streams}.toml"));
+        let worker =
+            Worker { prefetch: streams.into(), connections: 1, connections_max: 1, ..Worker::DEFAULT };
+        worker.config(&config, &folder, port, "")?;
         program::ringcast("pipe", &config)
     }
 

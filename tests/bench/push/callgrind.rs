@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::Failure;
+use super::summary::float;
 
 /// What the C library calls its functions that allocate; Rust's own allocator is these. A block that grows counts, as in
 /// Valgrind's own "total heap usage".
@@ -48,11 +49,6 @@ impl Cost {
     pub fn others(&self) -> f64 {
         self.instructions - self.sha256
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn float(count: u64) -> f64 {
-    count as f64
 }
 
 /// The same program with the same arguments and environment under callgrind, which writes to `profile`. Pipes and files must

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 use super::bed::{self, Bed};
 use super::child::{Running, run_whole};
-use super::{Failure, STREAMS_MAX, traffic};
+use super::traffic::{self, Shape};
+use super::{Failure, STREAMS_MAX};
 
 /// The tick of h2load's timer.
 const TICK: Duration = Duration::from_millis(10);
@@ -49,7 +50,7 @@ pub fn ringcast(bed: &Bed, run: u32, rate: u32, count: u64) -> Result<Paced, Fai
     // One more, which opens the connection.
     let count = count + 1;
     let mut invites = Vec::new();
-    traffic::write_invites(&mut invites, run, count)?;
+    Shape::ONE.write(&mut invites, run, 0..count)?;
     let mut running = Running::start("ringcast", &mut bed.alone(&bed.ringcast(STREAMS_MAX)?))?;
     let (stdin, stdout) = running.pipes()?;
     let (written, mut reading, stdin) =
@@ -57,7 +58,7 @@ pub fn ringcast(bed: &Bed, run: u32, rate: u32, count: u64) -> Result<Paced, Fai
     drop(stdin);
     running.finish()?;
 
-    traffic::read_outcomes(&mut &reading.bytes[..], run, count, &AtomicU64::new(0))?;
+    Shape::ONE.read_all(&mut &reading.bytes[..], run, count, &AtomicU64::new(0))?;
     let mut times = Vec::new();
     let mut read = 0;
     let last = reading.arrivals.last().map(|(_, when)| *when).ok_or("no outcome came")?;
