@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::SendStream;
 use h2::client::ResponseFuture;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::Connection;
@@ -59,11 +60,38 @@ impl Gateway for Apns {
     }
 }
 
+/// The head of an answer, or why there is none.
+type Answered = Result<http::Response<h2::RecvStream>, h2::Error>;
+
 /// A request that h2 has. The stream is kept, so that a body that was not taken can be called back.
 struct Request {
     answer: ResponseFuture,
     stream: SendStream<Body>,
     taken: Taken,
+}
+
+/// A request that waits for its answer, and its stream. Let go of, it is withdrawn, unless its push is done with it: then its
+/// answer is reaped, since h2 takes dropped streams ill.
+struct Held<'a> {
+    request: Option<(Slot, Request)>,
+    push: &'a Push,
+    written: Instant,
+}
+
+impl Held<'_> {
+    fn take(&mut self) -> (Slot, Request) {
+        self.request.take().expect("taken once")
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some((slot, request)) = self.request.take()
+            && self.push.trail.is_done()
+        {
+            reap(slot, request, self.push, Some(self.written));
+        }
+    }
 }
 
 /// Hands the request to the connection. Whatever fails here was surely not processed: without its body a request is not
@@ -115,28 +143,28 @@ impl Request {
         drop((self.stream, self.answer));
     }
 
-    /// Waits for the answer, at most `request_timeout` and never beyond `answer_by`.
-    async fn answer(mut self, mut slot: Slot, push: &Push, written: Instant) -> Result<Response, PushError> {
+    /// Waits for the answer: `request_timeout`, and on while the connection answers others, but never beyond `answer_by`.
+    async fn answer(self, slot: Slot, push: &Push, written: Instant) -> Result<Response, PushError> {
+        let mut held = Held { request: Some((slot, self)), push, written };
+        let (slot, request) = held.request.as_mut().expect("taken below, once");
         let pool = Arc::clone(slot.pool());
         let limit = written + pool.parts.request_timeout;
-        let mut answered = timeout_at(limit.min(push.deadline), &mut self.answer).await;
-        if answered.is_err() && !self.taken.all() {
-            return Err(self.call_back(&slot, push, written));
+        let mut answered = timeout_at(limit.min(push.deadline), &mut request.answer).await.map_err(|_| None);
+        if answered.is_err() {
+            if !request.taken.all() {
+                let (slot, request) = held.take();
+                return Err(request.call_back(&slot, push, written));
+            }
+            answered = request.wait_on(slot, push, written).await;
         }
-        if answered.is_err() && push.deadline < limit {
-            answered = timeout_at(limit.min(push.answer_by), &mut self.answer).await;
-        }
+        let (mut slot, request) = held.take();
         let head = match answered {
             Ok(Ok(head)) => head,
-            Ok(Err(error)) => return Err(self.classify(&error, &slot.connection)),
-            Err(_) => {
-                let waited = written.elapsed();
-                if !slot.connection.is_proven() && waited >= FIRST_ANSWER_WAIT {
-                    // Its only stream is taken by a request that may never be answered. Its address is not to blame yet.
-                    pool.retire(&slot.connection, End::Replaced, "its first request was not answered");
-                }
-                reap(slot, self, written, limit);
-                return Err(PushError::Unknown(format!("no answer within {} ms", waited.as_millis())));
+            Ok(Err(error)) => return Err(request.classify(&error, &slot.connection)),
+            Err(unjudged) => {
+                reap(slot, request, push, unjudged);
+                let waited = written.elapsed().as_millis();
+                return Err(PushError::Unknown(format!("no answer within {waited} ms")));
             }
         };
         let response = response::read(head, push.answer_by).await;
@@ -145,6 +173,37 @@ impl Request {
         metrics.apns_response(pool.parts.environment.as_str(), response.status, &response.reason_label());
         heed(&pool, &mut slot, &response, now)?;
         Ok(response)
+    }
+
+    /// The request is late. While its connection is slow, not stalled, to push elsewhere would ring the phone twice: the answer is
+    /// waited for, and the connection judged once for every `request_timeout`. `Err`: given up, because it was found stalled, or
+    /// (`Some`) because the call is over, with the instant since which it is still to be judged.
+    async fn wait_on(
+        &mut self,
+        slot: &Slot,
+        push: &Push,
+        written: Instant,
+    ) -> Result<Answered, Option<Instant>> {
+        let (pool, connection) = (slot.pool(), &slot.connection);
+        let mut since = written;
+        let given_up = loop {
+            let limit = since + pool.parts.request_timeout;
+            if let Ok(answered) = timeout_at(limit.min(push.answer_by), &mut self.answer).await {
+                return Ok(answered);
+            }
+            if push.answer_by < limit {
+                break Some(since);
+            }
+            if !pool.miss_answer(connection, since) {
+                break None;
+            }
+            since = limit;
+        };
+        if !connection.is_proven() && written.elapsed() >= FIRST_ANSWER_WAIT {
+            // Its only stream is taken by a request that may never be answered. Its address is not to blame yet.
+            pool.retire(connection, End::Replaced, "its first request was not answered");
+        }
+        Err(given_up)
     }
 
     /// Its time is up, and the connection could not take its body: what is left of it is called back, so that it cannot leave
@@ -207,20 +266,29 @@ fn heed(pool: &Pool, slot: &mut Slot, response: &Response, now: Instant) -> Resu
     Err(PushError::ProviderToken(response.clone()))
 }
 
-/// Waits on for an answer that comes too late to matter to its call: it is counted, and its stream stays given out until
-/// then. At `limit` (the request's own, which the call's end may have forestalled) the connection is judged.
-fn reap(mut slot: Slot, mut request: Request, written: Instant, limit: Instant) {
+/// Waits on for the answer of a request that was given up: it tells the truth, if its call is not over, and is counted; its stream
+/// stays given out until then. Where the call's end came first (`unjudged`) the connection is judged when the request's limit comes.
+fn reap(mut slot: Slot, mut request: Request, push: &Push, unjudged: Option<Instant>) {
+    let (late, heard) = oneshot::channel();
+    push.trail.hear_late(heard);
     tokio::spawn(async move {
         let pool = Arc::clone(slot.pool());
-        let mut answered = timeout_at(limit, &mut request.answer).await;
-        if answered.is_err() {
-            pool.miss_answer(&slot.connection, written);
-            answered = timeout(REAP_WAIT, request.answer).await;
+        let mut answered = None;
+        if let Some(since) = unjudged {
+            answered = timeout_at(since + pool.parts.request_timeout, &mut request.answer).await.ok();
+            if answered.is_none() {
+                pool.miss_answer(&slot.connection, since);
+            }
         }
-        if let Ok(Ok(head)) = answered {
-            let status = head.status().as_u16();
-            slot.answered(status, Instant::now());
-            pool.parts.metrics.late_answer(pool.parts.environment.as_str(), status);
+        if answered.is_none() {
+            answered = timeout(REAP_WAIT, request.answer).await.ok();
+        }
+        if let Some(Ok(head)) = answered {
+            let response = response::read(head, Instant::now() + REAP_WAIT).await;
+            slot.answered(response.status, Instant::now());
+            pool.parts.metrics.late_answer(pool.parts.environment.as_str(), response.status);
+            // Its call may be over.
+            let _ = late.send(response);
         }
     });
 }

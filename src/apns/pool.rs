@@ -330,22 +330,30 @@ impl Pool {
         connection.cut();
     }
 
-    /// A request was not answered within its limit. A connection that answered others since it was written is not to blame.
-    /// One that did not, while its siblings answered, is given up with all that it holds; where nobody answers, it only gets
-    /// no new requests: the slow truth may still come.
-    pub(super) fn miss_answer(&self, connection: &Connection, written: Instant) {
-        let since = |answered: Option<Instant>| answered.is_some_and(|at| at >= written);
-        let (of_it, of_siblings) = {
-            let state = self.state.lock();
-            let (own, siblings): (Vec<_>, Vec<_>) =
-                state.lanes.iter().partition(|lane| lane.connection.id == connection.id);
-            (own.iter().any(|lane| since(lane.answered)), siblings.iter().any(|lane| since(lane.answered)))
-        };
-        match (of_it, of_siblings) {
-            (true, _) => {}
-            (false, true) => self.abandon(connection, End::Unanswered, "it answers PINGs, but no request"),
-            (false, false) => self.retire(connection, End::Unanswered, "a request was not answered in time"),
+    /// A request was not answered within its limit. Whether its connection may stay, because it is slow and not stalled: it answered
+    /// others since the request was written, or its siblings, too, answered none but older ones. Where they answered newer ones, it
+    /// is given up with all that it holds. Where nobody answers, it only gets no new requests, since the slow truth may still come;
+    /// but the last one that ever served goes on beside fresh ones, which carry one stream until they are answered.
+    pub(super) fn miss_answer(&self, connection: &Connection, written: Instant) -> bool {
+        let since = |at: Option<Instant>| at.is_some_and(|at| at >= written);
+        let state = self.state.lock();
+        let (own, siblings): (Vec<_>, Vec<_>) =
+            state.lanes.iter().partition(|lane| lane.connection.id == connection.id);
+        let answers = own.iter().any(|lane| since(lane.answered));
+        let newer = siblings.iter().any(|lane| since(lane.newest_answered));
+        let older = siblings.iter().any(|lane| since(lane.answered));
+        let mut in_use = siblings.iter().filter(|lane| lane.is_in_use()).peekable();
+        let is_last = connection.is_proven()
+            && in_use.peek().is_some()
+            && !in_use.any(|lane| lane.connection.is_proven());
+        drop(state);
+        match (answers, newer, older) {
+            (true, ..) | (_, false, true) => return true,
+            (_, true, _) => self.abandon(connection, End::Unanswered, "it answers PINGs, but no request"),
+            _ if is_last => {}
+            _ => self.retire(connection, End::Unanswered, "a request was not answered in time"),
         }
+        false
     }
 
     /// Whether a connection in use has served: what a fresh one says of the credential is then the fresh one's own trouble.

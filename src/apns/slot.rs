@@ -72,6 +72,8 @@ pub(super) struct Lane {
     pub open: BTreeMap<u64, Instant>,
     /// When APNs last answered on it.
     pub answered: Option<Instant>,
+    /// When the newest one that was answered had been given out.
+    pub newest_answered: Option<Instant>,
     /// The turn at which something was last heard on it: an answer, or a PONG.
     pub heard: u64,
     /// Somebody waits for a sign of life: a PING is to go out.
@@ -299,6 +301,7 @@ impl State {
         let given = lane.open.remove(&slot.sequence);
         if let Some(now) = slot.answered {
             lane.answered = lane.answered.max(slot.answered);
+            lane.newest_answered = lane.newest_answered.max(given);
             lane.heard = slot.pool.turn();
             if lane.doubt == Doubt::Slow {
                 lane.doubt = Doubt::None;
@@ -364,6 +367,7 @@ impl Lane {
             connection,
             open: BTreeMap::new(),
             answered: None,
+            newest_answered: None,
             heard: turn,
             prove: false,
             doubt: Doubt::None,

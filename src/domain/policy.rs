@@ -169,6 +169,33 @@ impl Progress {
         }
     }
 
+    /// An attempt was made, and is not waited for.
+    pub fn leave(&mut self) {
+        self.made += 1;
+    }
+
+    /// An attempt that had been given up was answered after all: what that decides, if anything.
+    pub fn hear(&mut self, late: &Response) -> Option<Verdict> {
+        self.ambiguous = self.ambiguous.saturating_sub(1);
+        let verdict = match late.meaning() {
+            Meaning::Accepted => Verdict::Accepted,
+            Meaning::TokenDead => Verdict::InvalidToken,
+            Meaning::TokenSuspect => Verdict::SuspectToken,
+            // Another attempt may have rung.
+            _ if self.ambiguous > 0 => return None,
+            Meaning::Refused(action) => Verdict::Rejected(action),
+            Meaning::ProviderTokenRefused => Verdict::Rejected(Action::FixConfig),
+            Meaning::Throttled => Verdict::Throttled,
+            Meaning::Transient => return None,
+        };
+        Some(verdict)
+    }
+
+    /// What a verdict that would be `Unknown` is when no late answer decided.
+    pub fn unheard(&self) -> Verdict {
+        self.unless_rung(Verdict::Failed)
+    }
+
     /// A verdict that does not hold for an earlier attempt which may have rung.
     fn unless_rung(&self, verdict: Verdict) -> Verdict {
         if self.ambiguous > 0 { Verdict::Unknown } else { verdict }

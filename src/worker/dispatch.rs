@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, sleep};
 
 use super::gateway::{Gateway, Push};
+use super::late::{Late, Repeat};
 use super::timeline::{Attempt, End, Notes};
 use crate::domain::policy::{Class, Policy, Progress, PushError, Step, Verdict};
 use crate::domain::response::Response;
@@ -46,9 +47,25 @@ pub(super) async fn dispatch<G: Gateway>(
     let mut progress = Progress::default();
     let mut class = Class::First;
     let (mut response, mut error) = (None, None);
-    let (verdict, ended) = loop {
+    let mut late = Late::default();
+    let (mut verdict, mut ended) = loop {
         let asked = notes.begin();
-        let result = gateway.push(push).await;
+        let result = if class == Class::First {
+            gateway.push(push).await
+        } else {
+            // Boxed: few need it, and all would carry its room.
+            match Box::pin(late.or_push(gateway, push, &mut progress)).await {
+                Repeat::Ended(result) => result,
+                Repeat::Needless { written } => {
+                    if written {
+                        progress.leave();
+                        metrics.attempt(class.as_str());
+                        notes.leave(push, progress.attempts(), class, asked);
+                    }
+                    break (Verdict::Unknown, Instant::now());
+                }
+            }
+        };
         if !matches!(result, Err(PushError::NotSent(_) | PushError::CredentialRefused(_))) {
             metrics.attempt(class.as_str());
         }
@@ -75,9 +92,14 @@ pub(super) async fn dispatch<G: Gateway>(
         }
         match result {
             Ok(answer) | Err(PushError::ProviderToken(answer)) => response = Some(answer),
-            Err(failure) => error = Some(failure),
+            Err(failure) => {
+                late.expect(push, progress.attempts());
+                error = Some(failure);
+            }
         }
         match step {
+            Step::Finish(Verdict::Accepted) => break (Verdict::Accepted, ended),
+            _ if late.has_decided() => break (Verdict::Unknown, ended),
             Step::Finish(verdict) => break (verdict, ended),
             Step::Retry { after, class: next } => {
                 class = next;
@@ -87,6 +109,16 @@ pub(super) async fn dispatch<G: Gateway>(
             }
         }
     };
+    if verdict == Verdict::Unknown {
+        let grace = push.answer_by.saturating_duration_since(push.deadline);
+        let until = (Instant::now() + grace).min(push.answer_by);
+        if let Some(heard) = late.decide(&mut progress, until).await {
+            notes.hear(push, class, &heard);
+            (verdict, ended, response) = (heard.verdict, heard.at, Some(heard.response));
+        } else {
+            verdict = progress.unheard();
+        }
+    }
     let attempts = progress.attempts();
     let latency = push.trail.first().filter(|_| attempts > 0).map(|first| ended - first);
     Dispatched { verdict, attempts, latency, response, error, ended, notes }

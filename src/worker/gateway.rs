@@ -3,11 +3,12 @@
 //! Apple's refusal is a value, a failure to send is an error: what comes back is exactly what the policy must know.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::domain::app::{App, Environment};
@@ -22,7 +23,8 @@ pub trait Gateway: Send + Sync + 'static {
     /// `answer_by` at the latest.
     ///
     /// It may be let go of before the trail is marked, and then writes nothing, now or later: it marks the trail in the same
-    /// poll in which it writes.
+    /// poll in which it writes. Where an attempt was written and is given up, its trail may still hear of its answer. Once the trail
+    /// is finished, a written one may be let go of, too.
     fn push(&self, push: &Push) -> impl Future<Output = Result<Response, PushError>> + Send;
 }
 
@@ -76,6 +78,12 @@ pub struct Trail {
     first: OnceLock<Instant>,
     connection: AtomicU64,
     lost: AtomicU64,
+    /// Attempts that were written.
+    marks: AtomicU64,
+    /// What became of the push is known.
+    done: AtomicBool,
+    /// Where the answer of the last attempt comes if it comes after it was given up.
+    late: Mutex<Option<oneshot::Receiver<Response>>>,
     /// When the last attempt was written, where somebody wants to know it.
     written: Option<Mutex<Option<Instant>>>,
 }
@@ -90,6 +98,7 @@ impl Trail {
     pub fn mark(&self, connection: u64, now: Instant) {
         self.first.get_or_init(|| now);
         self.connection.store(connection, Ordering::Relaxed);
+        self.marks.fetch_add(1, Ordering::Relaxed);
         if let Some(written) = &self.written {
             *written.lock() = Some(now);
         }
@@ -98,6 +107,31 @@ impl Trail {
     /// When the attempt that ended was written; once for each. `None`: it was not, or nobody wanted to know.
     pub fn take_written(&self) -> Option<Instant> {
         self.written.as_ref()?.lock().take()
+    }
+
+    /// How many attempts were written.
+    pub fn marks(&self) -> u64 {
+        self.marks.load(Ordering::Relaxed)
+    }
+
+    /// What became of the push is known though an attempt waits for its answer: the attempt may be let go of.
+    pub fn finish(&self) {
+        self.done.store(true, Ordering::Relaxed);
+    }
+
+    /// The same.
+    pub fn is_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// The attempt that is given up now may be answered after all: here.
+    pub fn hear_late(&self, answer: oneshot::Receiver<Response>) {
+        *self.late.lock() = Some(answer);
+    }
+
+    /// The same; once for each attempt. `None`: no answer can come any more.
+    pub fn take_late(&self) -> Option<oneshot::Receiver<Response>> {
+        self.late.lock().take()
     }
 
     /// When the first attempt was written.

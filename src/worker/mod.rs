@@ -8,6 +8,7 @@ mod dispatch;
 pub mod gateway;
 mod handle;
 mod invalidation;
+mod late;
 mod ledger;
 pub mod mailbox;
 mod poison;

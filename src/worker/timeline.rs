@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::gateway::Push;
+use super::late::Heard;
 use crate::domain::app::Environment;
 use crate::domain::outcome::Step;
 use crate::domain::policy::{Class, PushError};
@@ -115,6 +117,34 @@ impl Notes {
     /// An attempt begins: when, if somebody wants to know.
     pub(super) fn begin(&self) -> Option<Instant> {
         self.attempts.is_some().then(Instant::now)
+    }
+
+    /// An attempt that was given up was answered after all.
+    pub(super) fn hear(&mut self, push: &Push, class: Class, heard: &Heard) {
+        let end = End::Answered {
+            status: heard.response.status,
+            reason: heard.response.reason.as_ref().map(|reason| reason.as_str().to_owned()),
+        };
+        let (environment, number, at) = (push.environment, Some(heard.number), heard.at);
+        self.add(Attempt {
+            environment,
+            number,
+            class,
+            asked: at,
+            written: None,
+            ended: at,
+            end,
+            retry: None,
+        });
+    }
+
+    /// A written attempt is not waited for, since its push was answered meanwhile.
+    pub(super) fn leave(&mut self, push: &Push, number: u32, class: Class, asked: Option<Instant>) {
+        let Some(asked) = asked else { return };
+        let (environment, number, written) = (push.environment, Some(number), push.trail.take_written());
+        let (ended, end) =
+            (Instant::now(), End::Unanswered("an earlier attempt was answered meanwhile".into()));
+        self.add(Attempt { environment, number, class, asked, written, ended, end, retry: None });
     }
 
     /// An attempt is over.

@@ -134,6 +134,38 @@ fn a_slow_connection_that_answers_its_pings_is_not_replaced_and_nothing_on_it_is
     }
 }
 
+/// Apple takes longer than `request_timeout` for everything: pushing again would ring every phone twice, and twice as much is what a
+/// slow Apple needs least. Only what waits when nobody has answered anything yet is given up.
+#[test]
+fn an_apple_slower_than_the_request_timeout_rings_once_and_is_waited_for() {
+    let slow = Fault::latency(6_000 * MS, 6_000 * MS);
+    let history = tell(steady(1_500, 10, 20_000).event(2_000, Event::Apple(slow)));
+    let records = by_token(&history);
+    for (token, told) in told(&history) {
+        assert_eq!(told.result, "accepted", "{token}: {} after {} ms", told.error, told.latency_ms);
+        let pushes = records[token.as_str()].len();
+        if at(records[token.as_str()][0]) >= 3_200 {
+            assert_eq!((pushes, told.attempts), (1, 1), "{token}");
+            assert!(told.latency_ms <= 6_100, "{token}: {} ms", told.latency_ms);
+        }
+    }
+    let twice = records.values().filter(|records| records.len() > 1).count();
+    assert!((1..=130).contains(&twice), "{twice} of 1,500 were pushed twice");
+}
+
+#[test]
+fn a_request_that_is_lost_on_a_connection_that_answers_is_not_pushed_again() {
+    let lost = Fault::silence(true).token(&token(700));
+    let history = tell(steady(1_000, 10, 8_000).event(1_500, Event::Apple(lost)));
+    let told = told(&history);
+    let lost = &told[&token(700)];
+    assert_eq!((lost.result.as_str(), lost.attempts), ("unknown", 1));
+    assert!((9_000..9_010).contains(&lost.took_ms), "{} ms: the deadline and the grace", lost.took_ms);
+    assert!(by_token(&history).values().all(|records| records.len() == 1));
+    assert!(told.iter().all(|(other, told)| *other == token(700) || told.result == "accepted"));
+    assert_eq!(connections(&history), 4, "none was replaced");
+}
+
 #[test]
 fn one_that_answers_pings_and_no_request_is_left_once_for_all_its_calls() {
     let mute = Fault::silence(false).connection(2);
