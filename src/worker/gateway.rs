@@ -3,7 +3,7 @@
 //! Apple's refusal is a value, a failure to send is an error: what comes back is exactly what the policy must know.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -79,19 +79,19 @@ pub struct Trail {
     connection: AtomicU64,
     lost: AtomicU64,
     /// Attempts that were written.
-    marks: AtomicU64,
+    marks: AtomicU32,
     /// What became of the push is known.
     done: AtomicBool,
     /// Where the answer of the last attempt comes if it comes after it was given up.
     late: Mutex<Option<oneshot::Receiver<Response>>>,
     /// When the last attempt was written, where somebody wants to know it.
-    written: Option<Mutex<Option<Instant>>>,
+    written: Option<Box<Mutex<Option<Instant>>>>,
 }
 
 impl Trail {
     /// One that remembers when each attempt is written.
     pub fn timed() -> Self {
-        Self { written: Some(Mutex::default()), ..Self::default() }
+        Self { written: Some(Box::default()), ..Self::default() }
     }
 
     /// An attempt is written now on this connection; ids start at 1.
@@ -110,7 +110,7 @@ impl Trail {
     }
 
     /// How many attempts were written.
-    pub fn marks(&self) -> u64 {
+    pub fn marks(&self) -> u32 {
         self.marks.load(Ordering::Relaxed)
     }
 

@@ -15,9 +15,12 @@ use crate::domain::response::Response;
 /// What is awaited of one push's attempts, and what came of it.
 #[derive(Default)]
 pub(super) struct Late {
-    awaited: Option<FuturesUnordered<BoxFuture<'static, (u32, Option<Response>)>>>,
+    awaited: Option<FuturesUnordered<Awaited>>,
     decided: Option<Heard>,
 }
+
+/// The number of an attempt, and its answer, if it comes.
+type Awaited = BoxFuture<'static, (u32, Option<Response>)>;
 
 /// One more attempt.
 pub(super) enum Repeat {

@@ -68,9 +68,12 @@ fn check_device(entry: &Value, steps: &[&Value], wrong: &mut impl FnMut(&str)) {
         let rest = if *attempt > 1 { stages.strip_prefix(&["retry"]) } else { Some(&stages[..]) };
         let is_right = match rest {
             Some([]) => *attempt == attempts + 1,
-            Some(["written", "answered" | "unanswered" | "unprocessed"] | ["unprocessed"]) => true,
-            // Late, and what decided.
-            Some(["written", "unanswered", "answered"]) => true,
+            // Answered after it was unanswered: late, and what decided.
+            Some(
+                ["written", "answered" | "unanswered" | "unprocessed"]
+                | ["written", "unanswered", "answered"]
+                | ["unprocessed"],
+            ) => true,
             _ => false,
         };
         if !is_right {
