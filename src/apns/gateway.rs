@@ -167,11 +167,15 @@ impl Request {
                 return Err(PushError::Unknown(format!("no answer within {waited} ms")));
             }
         };
-        let response = response::read(head, push.answer_by).await;
+        let (response, is_whole) = response::read(head, push.answer_by).await;
         let (metrics, now) = (&pool.parts.metrics, Instant::now());
         metrics.stage("apns", now - written);
         metrics.apns_response(pool.parts.environment.as_str(), response.status, &response.reason_label());
         heed(&pool, &mut slot, &response, now)?;
+        if is_cut_short(&response, is_whole) {
+            // It did not ring; another one may say since when.
+            return Err(PushError::NotProcessed(format!("its {} broke off", response.status)));
+        }
         Ok(response)
     }
 
@@ -233,6 +237,11 @@ impl Request {
     }
 }
 
+/// Whether a token is called dead by an answer that broke off before it said since when: it may have been registered later.
+fn is_cut_short(response: &Response, is_whole: bool) -> bool {
+    !is_whole && response.meaning() == Meaning::TokenDead && response.invalid_since.is_none()
+}
+
 /// What an answer says of its connection and of the credential. Where it is the provider token that was refused, the
 /// connection stays wedged: a fresh one starts with a fresh look at the token.
 fn heed(pool: &Pool, slot: &mut Slot, response: &Response, now: Instant) -> Result<(), PushError> {
@@ -284,11 +293,13 @@ fn reap(mut slot: Slot, mut request: Request, push: &Push, unjudged: Option<Inst
             answered = timeout(REAP_WAIT, request.answer).await.ok();
         }
         if let Some(Ok(head)) = answered {
-            let response = response::read(head, Instant::now() + REAP_WAIT).await;
+            let (response, is_whole) = response::read(head, Instant::now() + REAP_WAIT).await;
             slot.answered(response.status, Instant::now());
             pool.parts.metrics.late_answer(pool.parts.environment.as_str(), response.status);
-            // Its call may be over.
-            let _ = late.send(response);
+            if !is_cut_short(&response, is_whole) {
+                // Its call may be over.
+                let _ = late.send(response);
+            }
         }
     });
 }
@@ -372,5 +383,29 @@ mod tests {
         let frames = frames(&mut peer).await;
         assert!(frames.contains(&(DATA, END_STREAM, 1)), "{frames:?}");
         assert!(!frames.iter().any(|(kind, _, stream)| (*kind, *stream) == (DATA, 3)), "{frames:?}");
+    }
+
+    /// A 410 without its timestamp would condemn a token that was registered since.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_whose_body_breaks_off_is_told_from_a_whole_one() {
+        let body = br#"{"reason":"Unregistered","timestamp":1795253400000}"#;
+        let length = u8::try_from(body.len()).unwrap();
+        let head = [0, 0, 5, 1, 4, 0, 0, 0, 1, 0x08, 3, b'4', b'1', b'0'];
+        let whole = [&head[..], &[0, 0, length, DATA, END_STREAM, 0, 0, 0, 1], body].concat();
+        let endless = [&head[..], &[0, 0, length, DATA, 0, 0, 0, 0, 1], body].concat();
+        let reset = [&endless[..], &[0, 0, 4, RST_STREAM, 0, 0, 0, 0, 1, 0, 0, 0, 2]].concat();
+        for (answer, is_whole, is_dated) in
+            [(&whole[..], true, true), (&endless, false, true), (&reset, false, true), (&head, false, false)]
+        {
+            let (connection, mut peer) = connect(10, 60_000).await;
+            let request = send(&connection, 100);
+            sleep(Duration::from_millis(1)).await;
+            peer.write_all(answer).await.unwrap();
+            let head = request.answer.await.unwrap();
+            let (response, whole) = response::read(head, Instant::now() + Duration::from_secs(5)).await;
+            assert_eq!((response.status, response.invalid_since.is_some()), (410, is_dated));
+            assert_eq!(whole, is_whole, "{answer:?}");
+            assert_eq!(is_cut_short(&response, whole), !is_dated);
+        }
     }
 }

@@ -27,25 +27,27 @@ struct Refusal {
 }
 
 /// Reads the body of an answer, until `answer_by` at the latest, and decodes both. A body that fails or stays out leaves the
-/// status.
-pub(super) async fn read(head: http::Response<RecvStream>, answer_by: Instant) -> Response {
+/// status; whether all of it came is told, too.
+pub(super) async fn read(head: http::Response<RecvStream>, answer_by: Instant) -> (Response, bool) {
     let (head, mut body) = head.into_parts();
     if body.is_end_stream() {
-        return decode(&head, &[]);
+        return (decode(&head, &[]), true);
     }
     let mut bytes = BytesMut::new();
     let reading = async {
-        while let Some(Ok(chunk)) = body.data().await {
+        while let Some(chunk) = body.data().await {
+            let Ok(chunk) = chunk else { return false };
             let room = BODY_BYTES_MAX.saturating_sub(bytes.len());
             bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
             if body.flow_control().release_capacity(chunk.len()).is_err() || room == 0 {
-                break;
+                return false;
             }
         }
+        true
     };
     // Elapsed: what came so far is decoded.
-    let _ = timeout_at(answer_by.min(Instant::now() + BODY_WAIT), reading).await;
-    decode(&head, &bytes)
+    let is_whole = timeout_at(answer_by.min(Instant::now() + BODY_WAIT), reading).await.unwrap_or(false);
+    (decode(&head, &bytes), is_whole)
 }
 
 fn decode(head: &Parts, body: &[u8]) -> Response {
