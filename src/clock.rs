@@ -1,7 +1,7 @@
 //! Wall time, in one place.
 //!
-//! Everything that waits uses `tokio::time::Instant`. Wall time is asked for at three points only: when an invite is
-//! admitted, for `apns-expiration`, and for the provider token's `iat`. It comes from a [`Clock`] that is handed
+//! Everything that waits uses `tokio::time::Instant`. Wall time is asked for at four points only: when an invite is
+//! admitted, before its push is written, for `apns-expiration`, and for the provider token's `iat`. It comes from a [`Clock`] that is handed
 //! down, so that a simulation on a paused clock sees both kinds of time move together.
 
 use std::sync::Arc;

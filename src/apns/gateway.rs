@@ -39,7 +39,8 @@ impl Gateway for Apns {
             NoSlot::Refused(why) => PushError::CredentialRefused(why),
         })?;
         home.parts.metrics.stage("slot", written - asked);
-        if written >= push.deadline {
+        // By both clocks: tokio's stands still while the machine is suspended.
+        if written >= push.deadline || slot.pool().parts.clock.unix_ms() >= push.deadline_at.unix_ms() {
             return Err(PushError::NotSent(None));
         }
         let request = write(slot.pool(), &slot, push, written)?;

@@ -9,6 +9,7 @@ use ringcast::apns::Apns;
 use ringcast::clock::Clock;
 use ringcast::domain::app::Environment;
 use ringcast::domain::id::{ApnsId, CallId, DeviceToken};
+use ringcast::domain::policy::PushError;
 use ringcast::domain::timestamp::Timestamp;
 use ringcast::simulator::Simulator;
 use ringcast::simulator::faults::{ConnectAction, ConnectFault, Fault, When};
@@ -26,10 +27,11 @@ const EVERY: Duration = Duration::from_secs(37);
 
 const DAY: Duration = Duration::from_hours(24);
 
-async fn push_once(apns: &Apns, call: u64, clock: &Clock) {
+/// A push with 20 s left.
+fn push(call: u64, clock: &Clock) -> Push {
     let token = DeviceToken::new(&token(call));
     let now = clock.unix_ms();
-    let push = Push {
+    Push {
         app: acme(Duration::ZERO),
         environment: Environment::Production,
         apns_id: ApnsId::derive(CallId::parse(&call_id(call)).expect("a call id"), &token),
@@ -39,8 +41,11 @@ async fn push_once(apns: &Apns, call: u64, clock: &Clock) {
         deadline_at: Timestamp::from_unix_ms(now + 20_000),
         answer_by: Instant::now() + Duration::from_secs(21),
         trail: Trail::default(),
-    };
-    let response = apns.push(&push).await.expect("Apple answers");
+    }
+}
+
+async fn push_once(apns: &Apns, call: u64, clock: &Clock) {
+    let response = apns.push(&push(call, clock)).await.expect("Apple answers");
     assert_eq!(response.status, 200, "call {call}");
 }
 
@@ -96,6 +101,21 @@ async fn ebb_and_flow() -> Vec<usize> {
     open.push(world.simulator.connections_open());
     apns.close().await;
     open
+}
+
+#[test]
+fn nothing_is_pushed_at_a_deadline_on_the_wall_though_time_seems_to_be_left() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime").block_on(async {
+        let (world, clock) = World::alone(Plan::quiet());
+        let apns = world.apns(0);
+        push_once(&apns, 1, &clock).await;
+        // Suspended for a while: the wall's clock went on, the other stood still.
+        let late = Push { deadline_at: Timestamp::from_unix_ms(clock.unix_ms()), ..push(2, &clock) };
+        assert!(matches!(apns.push(&late).await, Err(PushError::NotSent(None))));
+        assert_eq!(world.simulator.journal().records().len(), 1);
+        apns.close().await;
+    });
 }
 
 #[test]
