@@ -47,14 +47,7 @@ impl Suspects {
         let until = now + SUSPECT_FOR;
         memory.until.insert(token.clone(), until);
         memory.order.push_back((until, token.clone()));
-        while let Some((end, _)) = memory.order.front()
-            && (*end <= now || memory.order.len() > SUSPECTS_MAX)
-        {
-            let Some((end, oldest)) = memory.order.pop_front() else { break };
-            if memory.until.get(&oldest) == Some(&end) {
-                memory.until.remove(&oldest);
-            }
-        }
+        memory.forget(now);
         self.count.store(memory.until.len(), Ordering::Relaxed);
     }
 
@@ -65,9 +58,29 @@ impl Suspects {
         self.count.store(memory.until.len(), Ordering::Relaxed);
     }
 
-    /// How many are remembered.
+    /// How many are suspect.
     pub(super) fn len(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        let mut memory = self.memory.lock();
+        memory.forget(Instant::now());
+        self.count.store(memory.until.len(), Ordering::Relaxed);
+        memory.until.len()
+    }
+}
+
+impl Memory {
+    /// Whose time is over, and the oldest of too many.
+    fn forget(&mut self, now: Instant) {
+        while let Some((end, _)) = self.order.front()
+            && (*end <= now || self.order.len() > SUSPECTS_MAX)
+        {
+            let Some((end, oldest)) = self.order.pop_front() else { break };
+            if self.until.get(&oldest) == Some(&end) {
+                self.until.remove(&oldest);
+            }
+        }
     }
 }
 
@@ -89,8 +102,10 @@ mod tests {
         suspects.note(&token);
         tokio::time::advance(SUSPECT_FOR / 2).await;
         assert!(suspects.hold(&token), "renewed");
+        assert_eq!(suspects.len(), 1);
         tokio::time::advance(SUSPECT_FOR / 2).await;
         assert!(!suspects.hold(&token));
+        assert_eq!(suspects.len(), 0, "though no other token is suspect since");
     }
 
     #[tokio::test(start_paused = true)]
