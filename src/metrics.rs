@@ -173,7 +173,7 @@ impl Metrics {
             ),
             apns_dial_failures: declare.counters(
                 "ringcast_apns_dial_failures_total",
-                "Attempts to open a connection to APNs that failed, by why: `name` (DNS), `connect` (TCP), `proxy`, `trust` (its certificate), `tls`, `http2`, `closed` (by the peer, at once), `timeout`, `key` (it cannot sign).",
+                "Attempts to open a connection to APNs that failed, by why: `name` (DNS), `connect` (TCP), `proxy`, `trust` (its certificate), `tls`, `http2`, `closed` (by the peer, at once), `timeout`, `key` (it cannot sign, or the client certificate is refused).",
                 &["environment", "reason"],
             ),
             apns_ping_seconds: declare.histograms(

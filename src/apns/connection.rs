@@ -128,6 +128,7 @@ impl OpenError {
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::Dial(error) => error.label(),
+            Self::Handshake(_) | Self::Closed(_) if goaway::refuses_certificate(&self.to_string()) => "key",
             Self::Handshake(_) => "http2",
             Self::Closed(_) => "closed",
             Self::Mint(_) => "key",

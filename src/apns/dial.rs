@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::Endpoint;
+use super::goaway;
 use super::proxy::ProxyError;
 use super::tls::Tls;
 
@@ -97,6 +98,7 @@ impl DialError {
             Self::Connect { .. } | Self::Network(_) => "connect",
             Self::Tls { cause, .. } => match tls_error(cause) {
                 Some(rustls::Error::InvalidCertificate(_)) => "trust",
+                Some(error) if goaway::refuses_certificate(&error.to_string()) => "key",
                 Some(_) => "tls",
                 // It broke off in the middle of the handshake.
                 None => "closed",
@@ -204,6 +206,8 @@ mod tests {
         let alert = rustls::Error::AlertReceived(AlertDescription::HandshakeFailure);
         assert_eq!(label(io::Error::new(io::ErrorKind::InvalidData, distrust)), "trust");
         assert_eq!(label(io::Error::new(io::ErrorKind::InvalidData, alert)), "tls");
+        let refused = rustls::Error::AlertReceived(AlertDescription::CertificateExpired);
+        assert_eq!(label(io::Error::new(io::ErrorKind::InvalidData, refused)), "key");
         assert_eq!(label(io::ErrorKind::UnexpectedEof.into()), "closed");
         assert_eq!(label(io::Error::new(io::ErrorKind::ConnectionReset, "gone")), "closed");
     }

@@ -1,4 +1,4 @@
-//! The reason in a GOAWAY's text. Apple puts the same JSON there as into an answer's body (*Handling notification responses
+//! The reason in a GOAWAY's text, or in that of a connection which was refused. Apple puts the same JSON there as into an answer's body (*Handling notification responses
 //! from APNs*); h2 shows it only in the error's text.
 
 use crate::domain::response::Reason;
@@ -14,6 +14,18 @@ const CONFIGURATION: [&str; 6] = [
     "BadEnvironmentKeyInToken",
     "Forbidden",
     "InvalidProviderToken",
+];
+
+/// TLS's words for a client certificate that the peer does not take (RFC 8446 §6.2), as rustls writes them. In TLS 1.3 they come after
+/// the handshake.
+const CERTIFICATE_ALERTS: [&str; 7] = [
+    "BadCertificate",
+    "CertificateExpired",
+    "CertificateRequired",
+    "CertificateRevoked",
+    "CertificateUnknown",
+    "UnknownCA",
+    "UnsupportedCertificate",
 ];
 
 /// Further words that get a label of their own.
@@ -33,7 +45,12 @@ pub(super) fn label(why: &str) -> &'static str {
 
 /// Whether the reason says that other settings are needed.
 pub(super) fn blames_configuration(why: &str) -> bool {
-    CONFIGURATION.iter().any(|word| why.contains(word))
+    CONFIGURATION.iter().any(|word| why.contains(word)) || refuses_certificate(why)
+}
+
+/// Whether the peer does not take our client certificate.
+pub(super) fn refuses_certificate(why: &str) -> bool {
+    why.contains("received fatal alert") && CERTIFICATE_ALERTS.iter().any(|word| why.contains(word))
 }
 
 /// A peer's text for a log line or an outcome: bounded, without control characters.
@@ -64,6 +81,10 @@ mod tests {
             (r#"(b"{\"reason\":\"Whatever\"}")"#, "other", false),
             ("", "none", false),
             ("broken pipe", "none", false),
+            ("received fatal alert: CertificateExpired", "none", true),
+            ("received fatal alert: UnknownCA", "none", true),
+            ("received fatal alert: InternalError", "none", false),
+            ("UnknownCA", "none", false),
         ] {
             assert_eq!((label(why), blames_configuration(why)), (is, configuration), "{why}");
         }
