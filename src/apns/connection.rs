@@ -67,8 +67,8 @@ struct Heads {
     authorization: Option<HeaderValue>,
     /// When the token was last looked at.
     looked: Option<Instant>,
-    /// By the app's index.
-    prepared: Vec<Option<HeaderMap>>,
+    /// By the app's index. Boxed: a key or certificate of one app among thousands leaves the other places empty.
+    prepared: Vec<Option<Box<HeaderMap>>>,
 }
 
 impl Heads {
@@ -91,8 +91,8 @@ impl Heads {
         if self.prepared.len() <= app {
             self.prepared.resize(app + 1, None);
         }
-        let prepare = || template.headers(app, self.authorization.clone());
-        Ok(Head { headers: self.prepared[app].get_or_insert_with(prepare).clone(), is_first })
+        let prepare = || Box::new(template.headers(app, self.authorization.clone()));
+        Ok(Head { headers: HeaderMap::clone(self.prepared[app].get_or_insert_with(prepare)), is_first })
     }
 }
 
