@@ -75,8 +75,8 @@ async fn rules_and_runbook_name_only_what_is_served() {
         }
     }
     // Those that are recorded are recorded here.
-    for recorded in ["ringcast:apple_trouble", "ringcast:broker_trouble"] {
-        assert!(RULES.contains(&format!("- record: {recorded}\n")));
+    for recorded in ["environment_trouble", "apple_trouble", "broker_trouble"] {
+        assert!(RULES.contains(&format!("- record: ringcast:{recorded}\n")));
     }
 }
 
