@@ -9,6 +9,8 @@ use crate::metrics::families;
 use crate::prometheus::Prometheus;
 
 const RUNBOOK: &str = include_str!("../../../charts/ringcast/RUNBOOK.md");
+/// Families of the broker's, by which its plugin serves single queues.
+const OF_BROKER: [&str; 2] = ["rabbitmq_queue_messages_ready", "rabbitmq_detailed_queue_messages_ready"];
 /// Its cases, one or more for each alert.
 const CASES: &str = include_str!("rules.test.yaml");
 const SIDES: [&str; 6] = ["apple", "broker", "settings", "publisher", "load", "ringcast"];
@@ -73,7 +75,9 @@ async fn rules_and_runbook_name_only_what_is_served() {
         assert!(names.peek().is_some(), "{expression} names no family");
         for name in names {
             let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
-            let is_known = known.contains(name) || family.is_some_and(|family| known.contains(family));
+            let is_known = known.contains(name)
+                || family.is_some_and(|family| known.contains(family))
+                || OF_BROKER.contains(&name);
             assert!(is_known, "{name}, which is not in src/metrics/README.md, is in {expression}");
         }
     }
@@ -101,10 +105,10 @@ fn queries(page: &str) -> Vec<String> {
     blocks.flat_map(str::lines).filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
-/// Names that are Ringcast's or of a process. Those with a colon are recorded.
+/// Names that are Ringcast's, of a process or the broker's. Those with a colon are recorded.
 fn metric_names(expression: &str) -> impl Iterator<Item = &str> {
     let words = expression.split(|letter: char| !(letter.is_ascii_alphanumeric() || "_:".contains(letter)));
-    words.filter(|word| word.starts_with("ringcast_") || word.starts_with("process_"))
+    words.filter(|word| ["ringcast_", "process_", "rabbitmq_"].iter().any(|begin| word.starts_with(begin)))
 }
 
 /// Those of `known` that a label can have. It may depend on the series: `{{ if … }}load{{ else }}apple{{ end }}`.
