@@ -54,6 +54,10 @@ async fn there_are_always_two_workers_where_something_scales() {
 async fn workers_go_one_by_one() {
     let objects = with_values("minimal", Cluster::Bare, &[json!({})]).await.remove(0);
     assert_eq!(objects.only("PodDisruptionBudget")["spec"]["maxUnavailable"], 1);
+    // While the broker is away all are unready: a drain goes on. The field is newer than the oldest cluster.
+    assert_eq!(objects.only("PodDisruptionBudget")["spec"]["unhealthyPodEvictionPolicy"], Value::Null);
+    let newer = with_values("minimal", Cluster::WithOperators, &[json!({})]).await.remove(0);
+    assert_eq!(newer.only("PodDisruptionBudget")["spec"]["unhealthyPodEvictionPolicy"], "AlwaysAllow");
     let strategy = &objects.worker()["spec"]["strategy"];
     let rolling = json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } });
     assert_eq!(*strategy, rolling);
