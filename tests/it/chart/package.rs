@@ -94,3 +94,32 @@ async fn an_older_cluster_is_refused() {
 }
 
 static MINIMAL: std::sync::LazyLock<std::path::PathBuf> = std::sync::LazyLock::new(|| example("minimal"));
+
+/// Another chart may have it as a dependency, and turn it on and off by the condition that is usual.
+#[tokio::test]
+async fn another_chart_may_turn_it_on_and_off() {
+    let place = Place::new("chart-parent");
+    let parent = place.path("parent");
+    let charts = parent.join("charts");
+    std::fs::create_dir_all(&charts).expect("a folder can be made");
+    let itself = Path::new(env!("CARGO_MANIFEST_DIR")).join(CHART);
+    std::os::unix::fs::symlink(itself, charts.join("ringcast")).expect("a link can be made");
+    let version = env!("CARGO_PKG_VERSION");
+    let chart = format!(
+        "apiVersion: v2\nname: parent\nversion: 1.0.0\ndependencies:\n  - name: ringcast\n    version: {version}\n    condition: ringcast.enabled\n"
+    );
+    std::fs::write(parent.join("Chart.yaml"), chart).expect("it can be written");
+    let values = std::fs::read_to_string(example("minimal")).expect("the example can be read");
+    let values = values.replace('\n', "\n  ");
+    for helm in Helm::BOTH {
+        for enabled in [true, false] {
+            let values = format!("ringcast:\n  enabled: {enabled}\n  {values}");
+            let folder = parent.to_str().expect("it is UTF-8");
+            let output = helm.run(&["template", RELEASE, folder, "--values", "-"], &values).await;
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{helm:?}, enabled {enabled}: {said}");
+            let rendered = String::from_utf8_lossy(&output.stdout).contains("kind: Deployment");
+            assert_eq!(rendered, enabled, "{helm:?}");
+        }
+    }
+}

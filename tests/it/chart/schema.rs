@@ -68,8 +68,9 @@ fn compare(root: &Value, part: &Value, values: &Value, path: &str, mistakes: &mu
     for (key, below) in properties {
         let path = format!("{path}.{key}");
         match values.get(key) {
-            // Settings have their own page; `global` is Helm's, and resources are Kubernetes'.
-            _ if path == ".config" || path == ".global" || path.ends_with(".resources") => {}
+            // Settings have their own page; `global` is Helm's, `enabled` a parent's, and resources are Kubernetes'.
+            _ if [".config", ".global", ".enabled"].contains(&path.as_str())
+                || path.ends_with(".resources") => {}
             Some(value) => compare(root, below, value, &path, mistakes),
             None => mistakes.push(format!("{path} is in the schema, not in values.yaml")),
         }
