@@ -91,8 +91,10 @@ What the schema cannot tell: rules across values. Every mistake is found at once
 {{- $mistakes = append $mistakes "autoscaling.kind is hpa, which measures CPU against what is asked for: set resources.requests.cpu, e.g. 250m" -}}
 {{- end -}}
 {{- if eq (include "ringcast.scaler" .) "keda" -}}
-{{- if and $keda.prometheus.serverAddress (not $keda.prometheus.query) (eq (toString .Values.monitoring.podMonitor.enabled) "false") -}}
-{{- $mistakes = append $mistakes "autoscaling.keda.prometheus asks for series by the job that the PodMonitor gives them, and monitoring.podMonitor.enabled is false: give autoscaling.keda.prometheus.query with your own job, or let the chart make the PodMonitor" -}}
+{{- $monitor := .Values.monitoring.podMonitor.enabled -}}
+{{- if and $keda.prometheus.serverAddress (not $keda.prometheus.query) (not (include "ringcast.monitored" (dict "root" . "enabled" $monitor))) -}}
+{{- $why := ternary "is auto, and Helm sees no Prometheus operator in the cluster" "is false" (eq (toString $monitor) "auto") -}}
+{{- $mistakes = append $mistakes (printf "autoscaling.keda.prometheus asks for series by the job that the PodMonitor gives them, and monitoring.podMonitor.enabled %s: give autoscaling.keda.prometheus.query with your own job, or let the chart make the PodMonitor (true)" $why) -}}
 {{- end -}}
 {{- $address := $keda.prometheus.serverAddress -}}
 {{- if and $address (not (regexMatch "^https?://[^/?#@]+(/[^?#@]*)?$" $address)) -}}

@@ -108,6 +108,18 @@ fn of_the_chart() -> Vec<Case> {
             json!({ "autoscaling": { "kind": "hpa" }, "resources": { "requests": { "cpu": null } } }),
             &["hpa", "resources.requests.cpu"],
         ),
+        // Nothing would scrape the workers under the job that KEDA asks for.
+        scale(
+            json!({ "kind": "keda", "keda": { "prometheus": { "serverAddress": "http://prometheus:9090" } } }),
+            &["keda.prometheus.query", "monitoring.podMonitor.enabled is auto", "Prometheus operator"],
+        ),
+        case(
+            json!({
+                "autoscaling": { "kind": "keda", "keda": { "prometheus": { "serverAddress": "http://prometheus:9090" } } },
+                "monitoring": { "podMonitor": { "enabled": false } },
+            }),
+            &["keda.prometheus.query", "monitoring.podMonitor.enabled is false"],
+        ),
         case(json!({ "terminationGracePeriodSeconds": 60 }), &["terminationGracePeriodSeconds"]),
         case(
             json!({ "monitoring": { "podMonitor": { "enabled": "yes" } } }),
