@@ -181,6 +181,13 @@ async fn probes_ask_the_port_that_is_served() {
             let asked = &container[probe]["httpGet"];
             assert_eq!((&asked["path"], &asked["port"]), (&json!(path), &json!("metrics")), "{probe}");
         }
+        // Its grace is the worker's, ten minutes perhaps: one that hangs has no use for it, and holds invites.
+        let liveness = &container["livenessProbe"];
+        let number = |key: &str| liveness[key].as_u64().expect("it is said");
+        let gone = number("periodSeconds") * number("failureThreshold")
+            + number("timeoutSeconds")
+            + number("terminationGracePeriodSeconds");
+        assert!(gone <= 60, "{gone} s until one that hangs is gone: {liveness}");
     }
 }
 
