@@ -55,9 +55,10 @@ impl Dialer {
         let endpoint = Endpoint::parse(&settings.uri)
             .map_err(|what| Error::Configuration(format!("amqp.uri {what}")))?;
         let mut hosts = vec![endpoint.host()];
-        for text in &settings.hosts {
+        for (text, number) in settings.hosts.iter().zip(1..) {
+            // Not shown: people write a login where it does not belong.
             let host = Host::parse(text, endpoint.port())
-                .map_err(|what| Error::Configuration(format!("amqp.hosts: {text:?} {what}")))?;
+                .map_err(|what| Error::Configuration(format!("amqp.hosts: entry {number} {what}")))?;
             if !hosts.contains(&host) {
                 hosts.push(host);
             }

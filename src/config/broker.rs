@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::certificate::BrokerCertificate;
 use super::credential::refuse_certificate;
-use super::mistake::show;
+use super::mistake::{show, show_host};
 use super::pem;
 use super::reader::Reader;
 use super::section::Section;
@@ -187,7 +187,7 @@ fn check_hosts(hosts: &[String]) -> Result<(), String> {
         return Err(format!("holds {} hosts; give at most {HOSTS_MAX}", hosts.len()));
     }
     for (index, host) in hosts.iter().enumerate() {
-        amqp::check_host(host).map_err(|what| format!("entry {}, {}, {what}", index + 1, show(host)))?;
+        amqp::check_host(host).map_err(|what| format!("entry {}, {}, {what}", index + 1, show_host(host)))?;
     }
     Ok(())
 }

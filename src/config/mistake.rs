@@ -1,6 +1,7 @@
 //! What is wrong with a configuration: all of it at once, one line each, and never a secret.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 use super::source::{Origin, Path};
 
@@ -89,13 +90,38 @@ pub(super) fn show(value: &str) -> String {
     format!("\"{}\"", shown.escape_debug())
 }
 
-/// Everything between `://` and the last `@` may be a name and a password.
+/// A host with a port as a mistake may show it: who writes a login there may leave off its `@`, too.
+pub(super) fn show_host(text: &str) -> String {
+    if text.contains("://") || text.contains('@') { show(text) } else { show(&mask_port(text)) }
+}
+
+/// Everything before the last `@`, the scheme left aside, may be a name and a password; so may what stands in a URL where a
+/// port belongs.
 fn mask(value: &str) -> String {
-    match (value.find("://"), value.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme + 3 <= at => {
-            format!("{}***{}", &value[..scheme + 3], &value[at..])
+    let is_scheme = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    let (scheme, rest) = match value.find("://") {
+        Some(end) if is_scheme(&value[..end]) => value.split_at(end + 3),
+        _ => ("", value),
+    };
+    match rest.rfind('@') {
+        Some(at) => format!("{scheme}***{}", &rest[at..]),
+        None if scheme.is_empty() => value.to_owned(),
+        None => format!("{scheme}{}", mask_port(rest)),
+    }
+}
+
+/// `HOST:PORT` and what follows it, without a port that is no number.
+fn mask_port(place: &str) -> String {
+    let (authority, rest) = place.split_at(place.find(['/', '?', '#']).unwrap_or(place.len()));
+    match authority.split_once(':') {
+        Some((host, port))
+            if !host.starts_with('[')
+                && !port.bytes().all(|byte| byte.is_ascii_digit())
+                && authority.parse::<Ipv6Addr>().is_err() =>
+        {
+            format!("{host}:***{rest}")
         }
-        _ => value.to_owned(),
+        _ => place.to_owned(),
     }
 }
 
@@ -107,6 +133,16 @@ mod tests {
     fn what_looks_like_a_secret_is_not_shown() {
         assert_eq!(show("https://me:pa@ss@host/x"), "\"https://***@host/x\"");
         assert_eq!(show("https://host"), "\"https://host\"");
+        assert_eq!(show("me:pa@ss@host"), "\"***@host\"");
+        assert_eq!(show("[me:pass@host, amqp://me:pass@host]"), "\"***@host]\"");
+        assert_eq!(show("https://me:pass/x"), "\"https://me:***/x\"");
+        assert_eq!(show("https://[::1]:2197/x"), "\"https://[::1]:2197/x\"");
+        for text in ["host:5672", "::1", "[::1]:5672", "amqp://host"] {
+            assert_eq!(show_host(text), format!("\"{text}\""));
+        }
+        for text in ["me:pass", "me:pass@host", "amqp://me:pass"] {
+            assert!(!show_host(text).contains("pass"), "{}", show_host(text));
+        }
         assert!(!show("-----BEGIN PRIVATE KEY-----\nMIGT").contains("MIGT"));
         assert!(!show(&format!("MIGTAgEAMBMGByqGSM49{}", "Zm9v".repeat(20))).contains("Zm9v"));
     }
