@@ -1,9 +1,12 @@
 //! `ringcast`: makes iPhones ring. The subcommands, logging and exit codes; everything else is in the library.
 
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use ringcast::amqp::Error;
 use ringcast::app::{self, Ending};
 use ringcast::cli;
 use ringcast::cli::watch::{Filter, Form};
@@ -114,9 +117,13 @@ fn main() -> ExitCode {
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
         Err(error) => {
-            // Help and version come this way too, and are no mistake. A closed stdout is not worth another word.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { USAGE } else { DONE });
+            // Help and version come this way too, and are no mistake.
+            let code = match error.print() {
+                _ if error.use_stderr() => USAGE,
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => unwritten(&error),
+                _ => DONE,
+            };
+            return ExitCode::from(code);
         }
     };
     let code = match command_line.command {
@@ -124,10 +131,10 @@ fn main() -> ExitCode {
         Command::Check(wanted) => check(&wanted),
         Command::Topology(Topology::Declare(place)) => with_broker_side(&place, |side| declare(&side)),
         Command::Topology(Topology::Policies(place)) => {
-            with_broker_side(&place, |side| print(cli::topology::policies(&side.amqp, side.deadline_max)))
+            with_broker_side(&place, |side| told(cli::topology::policies(&side.amqp, side.deadline_max)))
         }
         Command::Topology(Topology::Permissions(place)) => {
-            with_broker_side(&place, |side| print(cli::topology::permissions(&side.amqp)))
+            with_broker_side(&place, |side| told(cli::topology::permissions(&side.amqp)))
         }
         Command::Watch(wanted) => with_broker_side(&wanted.configuration, |side| watch(&wanted, side)),
         Command::Pipe(place) => pipe(&place),
@@ -162,25 +169,39 @@ fn start_logging(settings: &logging::Settings) -> Result<Level, u8> {
     logging::start(settings).map_err(|mistake| refuse(&format!("log.level {mistake}")))
 }
 
-fn refuse(mistakes: &dyn std::fmt::Display) -> u8 {
-    eprintln!("{mistakes}");
+fn refuse(mistakes: &dyn Display) -> u8 {
+    say(mistakes);
     CONFIGURATION
+}
+
+/// Says something on stderr. Where that cannot be written either, the exit code alone tells.
+fn say(what: &dyn Display) {
+    let _ = writeln!(io::stderr(), "{what}");
+}
+
+/// stdout takes no more. Whoever reads no further, as `head`, knows why.
+fn unwritten(error: &io::Error) -> u8 {
+    if error.kind() != io::ErrorKind::BrokenPipe {
+        say(&format!("stdout cannot be written: {error}; what it did not take is lost"));
+    }
+    FAILED
 }
 
 fn check(wanted: &Check) -> u8 {
     let (file, environment) = (wanted.configuration.config.as_deref(), std::env::vars_os());
-    let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+    let (mut out, mut err) = (io::stdout(), io::stderr());
     let config = match cli::check::run(file, environment, &mut out, &mut err) {
         Ok(Some(config)) => config,
         Ok(None) => return CONFIGURATION,
-        Err(_) => return FAILED,
+        Err(error) => return unwritten(&error),
     };
     if !wanted.connect {
         return DONE;
     }
     match block_on(cli::connect::run(&config, &mut out, &mut err)) {
-        Ok(Ok(true)) => DONE,
-        Ok(Ok(false)) => UNAVAILABLE,
+        Ok(Ok(Ok(true))) => DONE,
+        Ok(Ok(Ok(false))) => UNAVAILABLE,
+        Ok(Ok(Err(error))) => unwritten(&error),
         Ok(Err(error)) => cannot_start(&error),
         Err(error) => no_runtime(&error),
     }
@@ -202,15 +223,10 @@ fn with_broker_side(place: &Configuration, command: impl FnOnce(BrokerSide) -> u
 fn declare(side: &BrokerSide) -> u8 {
     match block_on(cli::topology::declare(&side.amqp)) {
         Ok(Ok(things)) => {
-            for thing in things {
-                println!("{thing}");
-            }
-            DONE
+            let lines: Vec<String> = things.iter().map(ToString::to_string).collect();
+            print(&(lines.join("\n") + "\n"))
         }
-        Ok(Err(error)) => {
-            eprintln!("{error}");
-            if error.is_unavailable() { UNAVAILABLE } else { FAILED }
-        }
+        Ok(Err(error)) => failed(&error),
         Err(error) => no_runtime(&error),
     }
 }
@@ -219,7 +235,8 @@ fn watch(wanted: &Watch, side: BrokerSide) -> u8 {
     let BrokerSide { amqp, apps, .. } = side;
     // A file without apps is an onlooker's own.
     if let Some(unknown) = wanted.apps.iter().find(|app| !apps.is_empty() && !apps.contains(*app)) {
-        eprintln!("--app: {unknown:?} is not configured; there are {}", Vec::from_iter(apps).join(", "));
+        let known = Vec::from_iter(apps).join(", ");
+        say(&format!("--app: {unknown:?} is not configured; there are {known}"));
         return USAGE;
     }
     let filter = Filter { apps: wanted.apps.clone(), results: wanted.results.clone(), call: wanted.call };
@@ -229,20 +246,19 @@ fn watch(wanted: &Watch, side: BrokerSide) -> u8 {
         (false, None) => Form::Line,
     };
     // A signal ends it where it stands, as it ends everything that only shows.
-    let (mut out, mut told) = (std::io::stdout(), std::io::stderr());
+    let (mut out, mut told) = (io::stdout(), io::stderr());
     match block_on(cli::watch::run(&amqp, &filter, form, &mut out, &mut told)) {
-        Ok(Ok(())) => DONE,
-        Ok(Err(error)) => {
-            eprintln!("{error}");
-            if error.is_unavailable() { UNAVAILABLE } else { FAILED }
-        }
+        // Whoever reads no further has seen enough.
+        Ok(Ok(error)) if error.kind() == io::ErrorKind::BrokenPipe => DONE,
+        Ok(Ok(error)) => unwritten(&error),
+        Ok(Err(error)) => failed(&error),
         Err(error) => no_runtime(&error),
     }
 }
 
 /// Runs what a signal ends where it stands. Process number 1, as in a container, must see to that itself: Linux keeps from it the
 /// signals that it does not ask for (`pid_namespaces(7)`).
-fn block_on<T>(command: impl Future<Output = T>) -> std::io::Result<T> {
+fn block_on<T>(command: impl Future<Output = T>) -> io::Result<T> {
     app::block_on(async {
         if std::process::id() != 1 {
             return Ok(command.await);
@@ -255,22 +271,26 @@ fn block_on<T>(command: impl Future<Output = T>) -> std::io::Result<T> {
     })?
 }
 
-fn no_runtime(error: &std::io::Error) -> u8 {
-    eprintln!("no runtime: {error}");
+fn no_runtime(error: &io::Error) -> u8 {
+    say(&format!("no runtime: {error}"));
     FAILED
 }
 
+fn failed(error: &Error) -> u8 {
+    say(error);
+    if error.is_unavailable() { UNAVAILABLE } else { FAILED }
+}
+
+fn told(text: Result<String, Error>) -> u8 {
+    text.map_or_else(|error| failed(&error), |text| print(&text))
+}
+
 /// Prints a text of its own lines.
-fn print(text: Result<String, ringcast::amqp::Error>) -> u8 {
-    match text {
-        Ok(text) => {
-            print!("{text}");
-            DONE
-        }
-        Err(error) => {
-            eprintln!("{error}");
-            FAILED
-        }
+fn print(text: &str) -> u8 {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => DONE,
+        Err(error) => unwritten(&error),
     }
 }
 
@@ -283,7 +303,7 @@ fn ending(ending: Result<Ending, app::StartError>) -> u8 {
 }
 
 fn cannot_start(error: &app::StartError) -> u8 {
-    eprintln!("{error}");
+    say(error);
     if error.is_configuration() { CONFIGURATION } else { FAILED }
 }
 

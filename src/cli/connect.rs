@@ -40,14 +40,19 @@ type Finding = Result<String, String>;
 /// nothing is made. Of APNs: name, TLS, and whether Apple takes the credential and the topic. It says so in its answer to a push
 /// alone, so one goes to a token that no phone has.
 ///
-/// Writes a line for each peer, to `out` what is right and to `err` what is not. `Ok(true)`: all is right.
-pub async fn run(config: &Config, out: &mut dyn Write, err: &mut dyn Write) -> Result<bool, StartError> {
+/// Writes a line for each peer, to `out` what is right and to `err` what is not. `Ok(Ok(true))`: all is right; the inner error:
+/// one of the two cannot be written.
+pub async fn run(
+    config: &Config,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Result<io::Result<bool>, StartError> {
     let apns = apns(config)?;
     let attempts =
         targets(config).map(|(app, environment, credential)| ask_apple(&apns, app, environment, credential));
     let (broker, apple) = join(ask_broker(&config.amqp), join_all(attempts)).await;
     apns.close().await;
-    Ok(tell(std::iter::once(broker).chain(apple), out, err)?)
+    Ok(tell(std::iter::once(broker).chain(apple), out, err))
 }
 
 fn tell(

@@ -53,15 +53,15 @@ pub enum Form {
     Story,
 }
 
-/// Shows results on `out` until it is dropped or nobody reads `out` any more, and says on `told` what happens to the connection.
-/// Errors: there is no connection to begin with; one that is lost later is made again.
+/// Shows results on `out` until it is dropped or `out` takes no more, and says on `told` what happens to the connection. Returns
+/// why `out` takes no more. Errors: there is no connection to begin with; one that is lost later is made again.
 pub async fn run(
     settings: &Settings,
     filter: &Filter,
     form: Form,
     out: &mut impl Write,
     told: &mut impl Write,
-) -> Result<(), Error> {
+) -> Result<io::Error, Error> {
     let name = "ringcast watch";
     let mut pause = Pause::new(AGAIN, AGAIN_MAX, Jitter::random());
     let mut onlooker = Onlooker::begin(settings, name).await?;
@@ -74,11 +74,13 @@ pub async fn run(
         );
         let lost = loop {
             match onlooker.next().await {
-                Ok(body) if write(&body, filter, form, out).is_err() => {
-                    onlooker.close().await;
-                    return Ok(());
+                Ok(body) => {
+                    if let Err(error) = write(&body, filter, form, out) {
+                        onlooker.close().await;
+                        return Ok(error);
+                    }
+                    pause.reset();
                 }
-                Ok(_) => pause.reset(),
                 Err(lost) => break lost,
             }
         };

@@ -1,12 +1,15 @@
 //! The commands that an operator runs before the worker runs: what they say, and their exit codes.
 
+use std::fs::File;
+use std::process::Stdio;
+
 use serde_json::Value;
 
 use crate::apple::Apple;
 use crate::broker::Ports;
 use crate::load::declare;
 use crate::place::Place;
-use crate::process::run_ringcast;
+use crate::process::{RINGCAST, run_ringcast};
 use crate::vhost::Vhost;
 use crate::worker::Config;
 
@@ -105,6 +108,39 @@ async fn a_wrong_call_is_told_apart_from_a_wrong_configuration() {
     assert_eq!(help.code, Some(0));
     for command in ["run", "check", "topology", "pipe"] {
         assert!(help.stdout.contains(command), "{}", help.stdout);
+    }
+}
+
+#[tokio::test]
+async fn a_stdout_that_cannot_be_written_is_said_and_no_panic() {
+    let place = Place::new("full");
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let file = Config::new(&apple).write(&place, "ringcast.toml");
+    let file = file.to_str().expect("the test's paths are UTF-8");
+    let run = async |args: &[&str], stdout: Stdio| {
+        let mut command = tokio::process::Command::new(RINGCAST);
+        command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).kill_on_drop(true);
+        let child = command.spawn().expect("the program was built");
+        let ended = child.wait_with_output().await.expect("a child can be awaited");
+        (ended.status.code(), String::from_utf8(ended.stderr).expect("UTF-8"))
+    };
+    for args in [
+        &["--help"][..],
+        &["check", "--config", file],
+        &["topology", "policies", "--config", file],
+        &["topology", "permissions", "--config", file],
+    ] {
+        let full = File::options().write(true).open("/dev/full").expect("Linux has it");
+        let (code, told) = run(args, full.into()).await;
+        assert_eq!(code, Some(1), "{args:?}: {told}");
+        assert!(told.starts_with("stdout cannot be written: No space left"), "{args:?}: {told}");
+        assert_eq!(told.lines().count(), 1, "{args:?}: {told}");
+        // As `head` does, which has what it wants.
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let (code, told) = run(args, writer.into()).await;
+        let expected = i32::from(args[0] != "--help");
+        assert_eq!((code, told.as_str()), (Some(expected), ""), "{args:?}");
     }
 }
 
