@@ -75,9 +75,6 @@ fn read_payload(payload: &mut Section<'_>) -> PayloadKeys {
         deadline: key("deadline"),
         opaque: payload.boolean("opaque"),
     };
-    if keys.call_id.is_empty() {
-        payload.refuse("call_id", "\"\" leaves the call id out, and the phone needs it; give a name");
-    }
     let named = [
         ("call_id", &keys.call_id),
         ("handle", &keys.handle),

@@ -155,11 +155,13 @@ fn a_proxy_has_a_place_and_perhaps_a_login() {
 fn apps_stand_by_name_and_share_the_template() {
     let folder = Folder::new("apps");
     let zeta = folder.app("expiration_max = \"30s\"\n").replace("apps.acme", "apps.zeta");
-    let alpha = folder.app("[apps.alpha.payload]\nhandle = \"\"\n").replace("apps.acme", "apps.alpha");
+    let alpha = folder
+        .app("[apps.alpha.payload]\ncall_id = \"\"\nhandle = \"\"\n")
+        .replace("apps.acme", "apps.alpha");
     let config = right(&format!("{zeta}{alpha}"), &[]);
     let names: Vec<(usize, &str)> = config.apps.iter().map(|app| (app.index, app.name.as_str())).collect();
     assert_eq!(names, [(0, "alpha"), (1, "zeta")]);
-    assert_eq!(config.apps[0].payload.handle, "");
+    assert_eq!((config.apps[0].payload.call_id.as_str(), config.apps[0].payload.handle.as_str()), ("", ""));
     assert_eq!(config.apps[1].payload.handle, "handle");
     assert_eq!(config.apps[1].expiration_max, Duration::from_secs(30));
 }

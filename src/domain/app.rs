@@ -81,8 +81,8 @@ pub struct PayloadKeys {
 impl PayloadKeys {
     /// Whether the worker writes under this key, so that an invite's `payload` may not.
     pub fn is_set_by_worker(&self, key: &str) -> bool {
-        [&self.call_id, &self.handle, &self.name, &self.has_video, &self.deadline]
-            .into_iter()
-            .any(|name| !name.is_empty() && name == key)
+        let of_caller = [&self.handle, &self.name, &self.has_video].into_iter().filter(|_| !self.opaque);
+        let names = [&self.call_id, &self.deadline].into_iter().chain(of_caller);
+        names.into_iter().any(|name| !name.is_empty() && name == key)
     }
 }

@@ -128,6 +128,27 @@ fn each_broken_rule_names_the_field_and_what_would_be_right() {
 }
 
 #[test]
+fn a_payload_may_hold_what_the_worker_does_not_set() {
+    let with = |key: &str, change: fn(&mut PayloadKeys)| {
+        let (mut json, mut app) = (sample(), app());
+        json["payload"] = json!({ key: 1 });
+        change(&mut app.payload);
+        let rules = Rules { apps: vec![Arc::new(app)], ..rules() };
+        let text = json.to_string();
+        let plain = plain::read(&text, &rules, NOW).is_some();
+        assert_eq!(plain, Invite::parse_any(&text, &rules, NOW).is_ok(), "{key}");
+        plain
+    };
+    for key in ["callUUID", "handle", "callerName", "hasVideo", "expiresAt"] {
+        assert!(!with(key, |_| {}), "{key}");
+        let is_of_caller = !matches!(key, "callUUID" | "expiresAt");
+        assert_eq!(with(key, |keys| keys.opaque = true), is_of_caller, "{key}");
+    }
+    assert!(with("callUUID", |keys| keys.call_id.clear()));
+    assert!(!with("aps", |keys| keys.opaque = true));
+}
+
+#[test]
 fn all_mistakes_are_told_at_once() {
     let error = parse(|json| {
         json["call_id"] = json!("x");

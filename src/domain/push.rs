@@ -90,6 +90,10 @@ mod tests {
         invite.app = app.into();
         let body = build_body(&invite).unwrap();
         assert_eq!(&body[..], br#"{"aps":{},"callUUID":"6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a"}"#);
+        let mut app = (*invite.app).clone();
+        app.payload.call_id = String::new();
+        invite.app = app.into();
+        assert_eq!(&build_body(&invite).unwrap()[..], br#"{"aps":{}}"#);
     }
 
     #[test]

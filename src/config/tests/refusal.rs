@@ -109,7 +109,6 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[log]\nlevel = \"\\u00a00=\"", "log.level (c.toml:5): \"\\u{a0}0=\" is not a log filter; give a level"),
     ("environment = \"prod\"", "apps.acme.environment (c.toml:4): \"prod\" is none of its words; give one of \"production\", \"sandbox\""),
     ("expiration_max = \"1h\"", "apps.acme.expiration_max (c.toml:4): \"1h\" is out of range; from \"0s\" to \"10m\""),
-    ("payload.call_id = \"\"", "apps.acme.payload.call_id (c.toml:4): \"\" leaves the call id out, and the phone needs it; give a name"),
     ("payload.handle = \"aps\"", "apps.acme.payload.handle (c.toml:4): \"aps\" belongs to Apple; give another name"),
     ("payload.call_id = \"handle\"", "apps.acme.payload.call_id (c.toml:4): \"handle\" is the name of handle as well; give each its own"),
     ("payload.opaque = \"true\"", "apps.acme.payload.opaque (c.toml:4): is the text \"true\", but true or false is wanted; as in opaque = false"),
