@@ -27,8 +27,13 @@ impl Timestamp {
         self.0.div_euclid(1000)
     }
 
-    /// An RFC 3339 instant with a zone (RFC 3339 §5.6); fractions of a millisecond are cut off.
+    /// An RFC 3339 instant with a zone (RFC 3339 §5.6, with the blank that its note allows for the `T`); fractions of a
+    /// millisecond are cut off.
     pub fn parse(text: &str) -> Option<Self> {
+        // The library takes any character there.
+        if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
+            return None;
+        }
         let instant = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         i64::try_from(instant.unix_timestamp_nanos().div_euclid(1_000_000)).ok().map(Self)
     }
@@ -129,8 +134,18 @@ mod tests {
     #[test]
     fn reads_rfc_3339_with_a_zone_only() {
         let expected = Timestamp::from_unix_ms(1_795_253_430_000);
-        for text in ["2026-11-21T09:30:30.000Z", "2026-11-21T09:30:30Z", "2026-11-21T10:30:30+01:00"] {
+        for text in [
+            "2026-11-21T09:30:30.000Z",
+            "2026-11-21T09:30:30Z",
+            "2026-11-21T10:30:30+01:00",
+            "2026-11-21t09:30:30z",
+            "2026-11-21 09:30:30Z",
+        ] {
             assert_eq!(Timestamp::parse(text), Some(expected), "{text}");
+        }
+        for between in (0..=0x7f_u8).map(char::from) {
+            let text = format!("2026-11-21{between}09:30:30Z");
+            assert_eq!(Timestamp::parse(&text).is_some(), "Tt ".contains(between), "{text:?}");
         }
         for text in ["2026-11-21T09:30:30", "2026-11-21", "1795253430", "", "2026-13-21T09:30:30Z", "now"] {
             assert_eq!(Timestamp::parse(text), None, "{text}");
