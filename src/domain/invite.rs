@@ -65,7 +65,7 @@ pub struct Invite {
 pub struct Device {
     /// The token as given, in lower case.
     pub token: DeviceToken,
-    /// The physical device, where the publisher knows it.
+    /// The physical device, where the publisher knows it; an empty one counts as absent.
     pub id: Option<Arc<str>>,
     /// The device's, else the app's.
     pub environment: Environment,
@@ -279,7 +279,7 @@ impl Reader<'_> {
         let mut own = Reader { rules: self.rules, now: self.now, mistakes: Vec::new(), unknown_fields: 0 };
         own.mistakes.extend(token.fault());
         let environment = own.environment(object.value("environment")).unwrap_or(environment);
-        let id = own.short_text("id", object.value("id"));
+        let id = own.short_text("id", object.value("id")).filter(|id| !id.is_empty());
         let registered_at = own.instant("registered_at", object.value("registered_at"));
         let fault = (!own.mistakes.is_empty()).then(|| own.mistakes.join("; "));
         let id = id.map(Into::into);

@@ -221,6 +221,15 @@ fn one_physical_device_rings_once() {
 }
 
 #[test]
+fn an_empty_id_is_none() {
+    let devices = json!([{ "token": "ab01", "id": "" }, { "token": "ab02", "id": "" }]);
+    let invite = invite(|json| json["devices"] = devices);
+    for device in &invite.devices {
+        assert_eq!((device.id.as_ref(), device.duplicate), (None, false), "{device:?}");
+    }
+}
+
+#[test]
 fn a_created_at_in_the_future_is_a_sign_not_a_mistake() {
     assert_eq!(invite(|_| {}).skew(NOW), None);
     let ahead = invite(|json| json["created_at"] = json!("2026-11-21T09:30:09Z"));
@@ -234,7 +243,7 @@ fn both(text: &str) -> (Option<Invite>, Result<Invite, Malformed>) {
 
 #[test]
 fn an_invite_without_oddities_is_read_in_one_go() {
-    let changes: [fn(&mut Value); 6] = [
+    let changes: [fn(&mut Value); 7] = [
         |_| {},
         |json| json["created_at"] = Value::Null,
         |json| json["caller"] = json!({ "name": "Ada \"A\" Lovelace \u{1f600}" }),
@@ -243,6 +252,7 @@ fn an_invite_without_oddities_is_read_in_one_go() {
             json["devices"][0] =
                 json!({ "token": "ab01", "id": null, "registered_at": "2026-10-01T00:00:00+02:00" });
         },
+        |json| json["devices"] = json!([{ "token": "ab01", "id": "" }, { "token": "ab02", "id": "" }]),
         |json| json["payload"] = json!({ "k\"\\": [1, { "a": null }], "b": "\u{7}" }),
     ];
     for change in changes {

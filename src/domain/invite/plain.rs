@@ -4,6 +4,7 @@
 //! the reading level by level, which names it. Where this one takes an invite, both come to the same, as a property shows.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use smallvec::SmallVec;
@@ -72,7 +73,7 @@ fn device(fields: DeviceFields<'_>, environment: Environment) -> Option<Device> 
         Some(name) => Environment::parse(name.as_str())?,
         None => environment,
     };
-    let id = short_text(given(fields.id))?;
+    let id = short_text(given(fields.id))?.filter(|id: &Arc<str>| !id.is_empty());
     let registered_at = instant(given(fields.registered_at))?;
     Some(Device { token, id, environment, registered_at, fault: None, duplicate: false })
 }
