@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 
 use super::app::{App, Environment};
 use super::id::{CallId, DeviceToken};
@@ -73,8 +74,16 @@ pub struct Device {
     pub registered_at: Option<Timestamp>,
     /// The rule that it breaks, and what would be right. Such a device is not pushed.
     pub fault: Option<String>,
-    /// The same physical device or token stands in the invite already.
+    /// Another entry of the invite rings the same physical device or token.
     pub duplicate: bool,
+}
+
+impl Device {
+    /// Whether both are surely one phone. One that breaks a rule says nothing about others.
+    fn is_same_phone(&self, other: &Self) -> bool {
+        let physical = self.id.is_some() && self.id == other.id;
+        self.fault.is_none() && other.fault.is_none() && (physical || self.token == other.token)
+    }
 }
 
 /// A message that is no invite.
@@ -389,26 +398,34 @@ fn payload_members(payload: &Object<'_>) -> String {
     String::from_utf8(members).expect("made of texts")
 }
 
-/// Marks all but one entry of each physical device and of each token. The one that stays is the first; where both say when
-/// they were registered, the later one, because a reinstalled app leaves its old token behind.
+/// Marks all but one entry of each phone. Entries are of one phone where they share a token or an id, or where others link
+/// them so. The one that stays is the first; where that says when it was registered, the latest of those that do, because a
+/// reinstalled app leaves its old token behind.
 fn mark_duplicates(devices: &mut [Device]) {
-    for later in 1..devices.len() {
-        let (earlier, rest) = devices.split_at_mut(later);
-        let device = &mut rest[0];
-        if device.fault.is_some() {
-            continue;
-        }
-        let same = earlier.iter_mut().find(|other| {
-            let physical = other.id.is_some() && other.id == device.id;
-            other.fault.is_none() && !other.duplicate && (physical || other.token == device.token)
-        });
-        match same {
-            Some(other) if other.registered_at.is_some() && device.registered_at > other.registered_at => {
-                other.duplicate = true;
+    if devices.len() < 2 {
+        return;
+    }
+    // For each entry, its phone's first.
+    let mut firsts: SmallVec<[usize; 16]> = (0..devices.len()).collect();
+    for (later, device) in devices.iter().enumerate() {
+        for (earlier, other) in devices[..later].iter().enumerate() {
+            let (one, two) = (firsts[earlier], firsts[later]);
+            if one != two && other.is_same_phone(device) {
+                let (first, linked) = (one.min(two), one.max(two));
+                firsts.iter_mut().filter(|entry| **entry == linked).for_each(|entry| *entry = first);
             }
-            Some(_) => device.duplicate = true,
-            None => {}
         }
+    }
+    // For each phone, by its first entry, the one that rings.
+    let mut ringing: SmallVec<[usize; 16]> = (0..devices.len()).collect();
+    for (device, (place, first)) in devices.iter().zip(firsts.iter().enumerate()) {
+        let held = devices[ringing[*first]].registered_at;
+        if held.is_some() && device.registered_at > held {
+            ringing[*first] = place;
+        }
+    }
+    for (device, (place, first)) in devices.iter_mut().zip(firsts.iter().enumerate()) {
+        device.duplicate = ringing[*first] != place;
     }
 }
 

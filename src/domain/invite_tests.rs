@@ -221,6 +221,25 @@ fn one_physical_device_rings_once() {
 }
 
 #[test]
+fn a_token_that_one_entry_links_to_another_rings_once() {
+    let duplicates = |devices: &Value| {
+        let invite = invite(|json| json["devices"] = devices.clone());
+        invite.devices.iter().map(|device| device.duplicate).collect::<Vec<_>>()
+    };
+    let (old, new) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+    let mut devices = json!([
+        { "token": "ab01", "id": "phone", "registered_at": old },
+        { "token": "ab02" },
+        { "token": "ab02", "id": "phone", "registered_at": new },
+    ]);
+    assert_eq!(duplicates(&devices), [true, true, false]);
+    devices[0]["registered_at"] = Value::Null;
+    assert_eq!(duplicates(&devices), [false, true, true], "the first, where it does not say when");
+    devices[0]["registered_at"] = json!(new);
+    assert_eq!(duplicates(&devices), [false, true, true], "the first of two that are as late");
+}
+
+#[test]
 fn an_empty_id_is_none() {
     let devices = json!([{ "token": "ab01", "id": "" }, { "token": "ab02", "id": "" }]);
     let invite = invite(|json| json["devices"] = devices);
@@ -321,6 +340,44 @@ proptest::proptest! {
         }
         if let (Some(plain), any) = both(&text) {
             proptest::prop_assert_eq!(Ok(plain), any, "{}", text);
+        }
+    }
+
+    #[test]
+    fn exactly_one_entry_of_a_phone_rings(
+        entries in proptest::collection::vec((0u8..6, proptest::option::of(0u8..4), proptest::option::of(1u8..4), 0u8..10), 1..12),
+    ) {
+        let list: Vec<Value> = entries.iter().map(|(token, id, day, odd)| json!({
+            "token": format!("ab{token:02}"),
+            "id": id.map(|id| format!("phone-{id}")),
+            "registered_at": day.map(|day| format!("2026-10-0{day}T00:00:00Z")),
+            "environment": if *odd == 0 { "moon" } else { "production" },
+        })).collect();
+        let devices = invite(|json| json["devices"] = list.into()).devices;
+        for (place, device) in devices.iter().enumerate() {
+            if device.fault.is_some() {
+                proptest::prop_assert!(!device.duplicate);
+                continue;
+            }
+            let mut phone = std::collections::BTreeSet::from([place]);
+            for _ in &devices {
+                let linked = |other: &Device| phone.iter().any(|place| {
+                    let one: &Device = &devices[*place];
+                    one.token == other.token || one.id.is_some() && one.id == other.id
+                });
+                let more: Vec<usize> =
+                    (0..devices.len()).filter(|place| devices[*place].fault.is_none() && linked(&devices[*place])).collect();
+                phone.extend(more);
+            }
+            let entries: Vec<&Device> = phone.iter().map(|place| &devices[*place]).collect();
+            let ringing: Vec<&Device> = entries.iter().copied().filter(|device| !device.duplicate).collect();
+            proptest::prop_assert_eq!(ringing.len(), 1, "of {:?}", entries);
+            let expected = match entries[0].registered_at {
+                None => None,
+                Some(_) => entries.iter().filter_map(|device| device.registered_at).max(),
+            };
+            proptest::prop_assert_eq!(ringing[0].registered_at, expected, "of {:?}", entries);
+            proptest::prop_assert!(expected.is_some() || std::ptr::eq(ringing[0], entries[0]));
         }
     }
 
