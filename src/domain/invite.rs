@@ -23,6 +23,14 @@ const TEXT_BYTES_MAX: usize = 256;
 /// How far ahead `created_at` may lie before it is a sign of a skewed clock.
 const SKEW_TOLERATED: Duration = Duration::from_secs(2);
 
+/// The fields of an invite.
+const FIELDS: [&str; 8] =
+    ["call_id", "app", "deadline", "created_at", "caller", "has_video", "devices", "payload"];
+/// Those of `caller`.
+const CALLER_FIELDS: [&str; 2] = ["handle", "name"];
+/// Those of a device.
+const DEVICE_FIELDS: [&str; 4] = ["token", "environment", "id", "registered_at"];
+
 /// What an invite is measured by.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -130,7 +138,11 @@ impl Invite {
 
     /// Reads it level by level, for all that is wrong with it, or odd.
     fn parse_any(text: &str, rules: &Rules, now: Timestamp) -> Result<Self, Malformed> {
-        let object = Object::parse(text).map_err(|error| Malformed::unread(format!("the body {error}")))?;
+        let object =
+            Object::parse_loose(text).map_err(|error| Malformed::unread(format!("the body {error}")))?;
+        if let Some(twice) = object.twice(&FIELDS) {
+            return Err(Malformed::unread(format!("in the body {twice}")));
+        }
         Reader { rules, now, mistakes: Vec::new(), unknown_fields: 0 }.read(&object)
     }
 
@@ -151,9 +163,7 @@ struct Reader<'r> {
 
 impl Reader<'_> {
     fn read(mut self, object: &Object<'_>) -> Result<Invite, Malformed> {
-        const KNOWN: [&str; 8] =
-            ["call_id", "app", "deadline", "created_at", "caller", "has_video", "devices", "payload"];
-        self.unknown_fields += object.unknown(&KNOWN);
+        self.unknown_fields += object.unknown(&FIELDS);
 
         let call_id = self.call_id(object.value("call_id"));
         let app_name = self.required("app", object.value("app"), "a configured app's name");
@@ -230,9 +240,12 @@ impl Reader<'_> {
 
     fn caller(&mut self, value: Option<&RawValue>) -> (Option<String>, Option<String>) {
         let Some(value) = value else { return (None, None) };
-        match Object::parse(value.get()) {
+        match Object::parse_loose(value.get()) {
             Ok(caller) => {
-                self.unknown_fields += caller.unknown(&["handle", "name"]);
+                self.unknown_fields += caller.unknown(&CALLER_FIELDS);
+                if let Some(twice) = caller.twice(&CALLER_FIELDS) {
+                    self.wrong(format!("in caller {twice}"));
+                }
                 let handle = self.short_text("caller.handle", caller.value("handle"));
                 (handle, self.short_text("caller.name", caller.value("name")))
             }
@@ -272,21 +285,21 @@ impl Reader<'_> {
     }
 
     fn device(&mut self, place: usize, element: &RawValue, environment: Environment) -> Option<Device> {
-        let object = match Object::parse(element.get()) {
+        let object = match Object::parse_loose(element.get()) {
             Ok(object) => object,
             Err(error) => {
                 self.wrong(format!("devices[{place}] {error}"));
                 return None;
             }
         };
-        self.unknown_fields += object.unknown(&["token", "environment", "id", "registered_at"]);
+        self.unknown_fields += object.unknown(&DEVICE_FIELDS);
         let token =
             self.required(&format!("devices[{place}].token"), object.value("token"), "a text of hex digits")?;
         let token = DeviceToken::new(&token);
 
         // From here on a mistake is this device's own.
         let mut own = Reader { rules: self.rules, now: self.now, mistakes: Vec::new(), unknown_fields: 0 };
-        own.mistakes.extend(token.fault());
+        own.mistakes.extend(object.twice(&DEVICE_FIELDS).into_iter().chain(token.fault()));
         let environment = own.environment(object.value("environment")).unwrap_or(environment);
         let id = own.short_text("id", object.value("id")).filter(|id| !id.is_empty());
         let registered_at = own.instant("registered_at", object.value("registered_at"));

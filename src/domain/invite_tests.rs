@@ -89,6 +89,32 @@ fn null_is_absent_and_the_unknown_is_counted() {
 }
 
 #[test]
+fn the_unknown_may_stand_twice_and_the_known_may_not() {
+    let text = sample().to_string();
+    let with = |place: &str, more: &str| {
+        let text = text.replacen(place, &format!("{more},{place}"), 1);
+        Invite::parse(text.as_bytes(), &rules(), NOW)
+    };
+    for place in [r#""app":"#, r#""handle":"#, r#""token":"#] {
+        let invite = with(place, r#""mood":1,"mood":{}"#).unwrap();
+        assert_eq!((invite.unknown_fields, invite.devices[0].fault.as_deref()), (2, None), "{place}");
+    }
+    for (place, more, word) in [
+        (r#""app":"#, r#""app":null"#, "in the body the key `app` stands twice"),
+        (r#""handle":"#, r#""name":"Eve""#, "in caller the key `name` stands twice"),
+        (r#""room":"#, r#""room":1"#, "the key `room` stands twice"),
+    ] {
+        let error = with(place, more).unwrap_err().error;
+        assert!(error.contains(word), "{error}");
+    }
+    for more in [r#""id":"phone-2""#, r#""token":"ab02""#] {
+        let invite = with(r#""token":"#, more).unwrap();
+        let fault = invite.devices[0].fault.as_deref().unwrap();
+        assert!(fault.ends_with("stands twice; it must stand once"), "{fault}");
+    }
+}
+
+#[test]
 fn each_broken_rule_names_the_field_and_what_would_be_right() {
     let table: Vec<(&str, Value, &[&str])> = vec![
         ("call_id", Value::Null, &["call_id is missing", "UUID"]),

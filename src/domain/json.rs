@@ -18,13 +18,21 @@ pub use write::{Key, Writer};
 pub struct Object<'a>(Vec<(Text<'a>, &'a RawValue)>);
 
 impl<'a> Object<'a> {
-    /// Reads one object. `Err` is a sentence without a subject: "must be an object, but is a text".
+    /// Reads one object, in which no key stands twice. `Err` is a sentence without a subject: "must be an object, but is a text".
     pub fn parse(json: &'a str) -> Result<Self, String> {
-        let kind = kind_of(json);
-        if kind != "an object" && serde_json::from_str::<serde::de::IgnoredAny>(json).is_ok() {
-            return Err(format!("must be an object, but is {kind}"));
-        }
-        serde_json::from_str(json).map_err(|error| format!("must be a JSON object: {error}"))
+        read(json)
+    }
+
+    /// Reads one object, in which keys may stand twice: [`Object::twice`] tells. `Err` as above.
+    pub fn parse_loose(json: &'a str) -> Result<Self, String> {
+        read::<Loose<'a>>(json).map(|loose| loose.0)
+    }
+
+    /// What is wrong where one of these keys stands twice.
+    pub fn twice(&self, keys: &[&str]) -> Option<String> {
+        let times = |key: &str| self.0.iter().filter(|(name, _)| name.as_str() == key).count();
+        let key = keys.iter().find(|key| times(key) > 1)?;
+        Some(format!("the key `{key}` stands twice; it must stand once"))
     }
 
     /// The members in their order.
@@ -32,7 +40,7 @@ impl<'a> Object<'a> {
         self.0.iter().map(|(key, value)| (key.as_str(), *value))
     }
 
-    /// The value of a key; `None` when it is absent or null.
+    /// The value of a key, of the first where it stands twice; `None` when it is absent or null.
     pub fn value(&self, key: &str) -> Option<&'a RawValue> {
         let value = self.0.iter().find(|(name, _)| name.as_str() == key).map(|(_, value)| *value)?;
         (value.get() != "null").then_some(value)
@@ -42,6 +50,14 @@ impl<'a> Object<'a> {
     pub fn unknown(&self, known: &[&str]) -> usize {
         self.0.iter().filter(|(key, _)| !known.contains(&key.as_str())).count()
     }
+}
+
+fn read<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, String> {
+    let kind = kind_of(json);
+    if kind != "an object" && serde_json::from_str::<serde::de::IgnoredAny>(json).is_ok() {
+        return Err(format!("must be an object, but is {kind}"));
+    }
+    serde_json::from_str(json).map_err(|error| format!("must be a JSON object: {error}"))
 }
 
 /// What a JSON value is, with its article, from its first character.
@@ -59,7 +75,20 @@ pub fn kind_of(json: &str) -> &'static str {
 
 impl<'de> Deserialize<'de> for Object<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(ObjectVisitor)
+        let object = Loose::deserialize(deserializer)?.0;
+        match twice(&object.0) {
+            Some(key) => Err(serde::de::Error::custom(format_args!("the key `{key}` stands twice"))),
+            None => Ok(object),
+        }
+    }
+}
+
+/// One in which keys may stand twice.
+struct Loose<'a>(Object<'a>);
+
+impl<'de> Deserialize<'de> for Loose<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor).map(Self)
     }
 }
 
@@ -77,10 +106,7 @@ impl<'de> Visitor<'de> for ObjectVisitor {
         while let Some(member) = map.next_entry()? {
             members.push(member);
         }
-        match twice(&members) {
-            Some(key) => Err(serde::de::Error::custom(format_args!("the key `{key}` stands twice"))),
-            None => Ok(Object(members)),
-        }
+        Ok(Object(members))
     }
 }
 
@@ -140,6 +166,14 @@ mod tests {
         assert!(object.value("b").is_none());
         assert_eq!(object.value("ca").unwrap().get(), r#"{"d": [1, 2]}"#);
         assert_eq!(object.unknown(&["a", "b"]), 1);
+    }
+
+    #[test]
+    fn a_key_may_stand_twice_where_that_is_no_matter() {
+        let object = Object::parse_loose(r#"{"a":1,"b":2,"\u0061":3,"b":4}"#).unwrap();
+        assert_eq!(object.twice(&["c"]), None);
+        assert!(object.twice(&["c", "a"]).unwrap().starts_with("the key `a` stands twice; "));
+        assert_eq!((object.unknown(&["a"]), object.value("b").unwrap().get()), (2, "2"));
     }
 
     #[test]
