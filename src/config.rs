@@ -74,7 +74,7 @@ pub struct Config {
 /// Reads all layers. `environment` is the whole environment (`std::env::vars_os()`): of it `RINGCAST__…` is read, and
 /// `HOSTNAME` where `worker.name` is empty.
 ///
-/// Errors: every mistake at once. Where the file is not TOML at all, only that: what could be read of it would mislead.
+/// Errors: every mistake at once. Where the file is not TOML at all, none of its keys: what could be read would mislead.
 pub fn load<K, V>(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (K, V)>,
@@ -83,12 +83,35 @@ where
     K: Into<OsString>,
     V: Into<OsString>,
 {
+    match examine(file, environment) {
+        Examined { config: Some(config), mistakes: None } => Ok(config),
+        Examined { mistakes, .. } => Err(mistakes.expect("without a configuration there is a mistake")),
+    }
+}
+
+/// What was read, right or not.
+pub struct Examined {
+    /// Beside a mistake: as far as it could be read, defaults in place of what is wrong, and for nothing but to be judged.
+    /// `None`: the file is not TOML at all.
+    pub config: Option<Config>,
+    /// What is wrong with it.
+    pub mistakes: Option<Mistakes>,
+}
+
+/// Like [`load`], for who judges the rest of a wrong configuration, too.
+pub fn examine<K, V>(file: Option<&Path>, environment: impl IntoIterator<Item = (K, V)>) -> Examined
+where
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
     let variables = variables(environment);
     let layer = file.map_or_else(|| Ok(Layer::default()), Layer::file);
-    let mut config = read_layers(layer, &variables)?;
-    config.input.file = file.map(Path::to_path_buf);
-    config.input.variables = variables;
-    Ok(config)
+    let mut examined = read_layers(layer, &variables);
+    if let Some(config) = &mut examined.config {
+        config.input.file = file.map(Path::to_path_buf);
+        config.input.variables = variables;
+    }
+    examined
 }
 
 /// What somebody needs who deals with the broker alone: looks on, or makes its queues.
@@ -141,30 +164,28 @@ fn layers(
     file: Result<Layer, Vec<mistake::Mistake>>,
     variables: &[(OsString, OsString)],
 ) -> Result<Reader, Mistakes> {
-    match (file, Layer::environment(variables)) {
-        (Ok(file), Ok(environment)) => Ok(Reader::new(file, environment)),
-        (file, environment) => {
-            let mistakes = [file.err(), environment.err()].into_iter().flatten().flatten();
-            Err(Mistakes::new(mistakes.collect()))
+    let (environment, mut mistakes) = Layer::environment(variables);
+    match file {
+        Ok(file) => Ok(Reader::new(file, environment, mistakes)),
+        Err(of_file) => {
+            mistakes.extend(of_file);
+            Err(Mistakes::new(mistakes))
         }
     }
 }
 
-fn read_layers(
-    file: Result<Layer, Vec<mistake::Mistake>>,
-    variables: &[(OsString, OsString)],
-) -> Result<Config, Mistakes> {
-    let mut reader = layers(file, variables)?;
-    let config = read(&mut reader, || host_name(variables));
+fn read_layers(file: Result<Layer, Vec<mistake::Mistake>>, variables: &[(OsString, OsString)]) -> Examined {
+    let mut reader = match layers(file, variables) {
+        Ok(reader) => reader,
+        Err(mistakes) => return Examined { config: None, mistakes: Some(mistakes) },
+    };
+    let config = Some(read(&mut reader, || host_name(variables)));
     let mistakes = reader.finish();
-    match config {
-        Some(config) if mistakes.is_empty() => Ok(config),
-        _ => Err(Mistakes::new(mistakes)),
-    }
+    Examined { config, mistakes: (!mistakes.is_empty()).then(|| Mistakes::new(mistakes)) }
 }
 
-/// Reads every section. `None`: something required is missing, and the reader knows what.
-fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
+/// Reads every section.
+fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Config {
     let broker = broker::read(reader);
     let endpoints = endpoint::read(reader);
     let (worker, shards, shutdown_grace) = read_worker(reader, host_name);
@@ -172,10 +193,10 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
     let traces = traces::read(reader);
     let log = read_log(reader);
     let apps = app::read(reader);
-    let credentials = credential::read(reader, &apps)?;
+    let credentials = credential::read(reader, &apps);
     let files = endpoints.ca_file.iter().chain(&credentials.files).chain(&broker.files).cloned().collect();
     let input = Input { files, written: reader.written(), ..Input::default() };
-    Some(Config {
+    Config {
         amqp: broker.settings,
         apns: apns::Settings {
             endpoints: endpoints.places,
@@ -196,7 +217,7 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Option<Config> {
         certificates: credentials.certificates,
         broker_certificate: broker.certificate,
         input,
-    })
+    }
 }
 
 fn read_worker(reader: &mut Reader, host_name: impl Fn() -> String) -> (worker::Settings, usize, Duration) {

@@ -6,8 +6,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::apns::Credential;
+use crate::apns::tls::{self, RootError};
 use crate::clock::Clock;
-use crate::config::{self, Concern, Config, date, describe_uri};
+use crate::config::{self, Concern, Config, Examined, Mistakes, date, describe_uri};
 use crate::domain::app::{App, Environment};
 
 /// Reads the configuration and writes a summary to `out`, or every mistake to `err`, one line each. Gives the configuration
@@ -34,8 +35,9 @@ where
     }
 }
 
-/// A right configuration and its summary, or its mistakes, a line each. A certificate that APNs or the broker would refuse is
-/// one of them, though a worker starts with it, for the sake of its other apps, and because it may be replaced.
+/// A right configuration and its summary, or its mistakes, a line each. What keeps a worker from its start is among them, and a
+/// certificate that APNs or the broker would refuse, though a worker starts with it, for the sake of its other apps, and because
+/// it may be replaced.
 fn check<K, V>(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (K, V)>,
@@ -44,9 +46,49 @@ where
     K: Into<OsString>,
     V: Into<OsString>,
 {
-    let config = config::load(file, environment).map_err(|mistakes| mistakes.to_string())?;
+    let Examined { config, mistakes } = config::examine(file, environment);
+    let mut lines: Vec<String> = mistakes.iter().flat_map(Mistakes::lines).map(str::to_owned).collect();
+    let mut warnings = String::new();
+    if let Some(config) = &config {
+        judge_roots(config, &mut lines);
+        judge_certificates(config, &mut lines, &mut warnings);
+    }
+    match config {
+        Some(config) if lines.is_empty() => {
+            let summary = summarise(&config) + &warnings;
+            Ok((config, summary))
+        }
+        _ => Err(lines.join("\n")),
+    }
+}
+
+/// Loads what TLS to APNs needs, as a worker does at its start.
+fn judge_roots(config: &Config, mistakes: &mut Vec<String>) {
+    const KEY: &str = "apns.ca_file";
+    // Where that is wrong, it is not known what there would be.
+    if mistakes.iter().any(|line| line.starts_with(KEY)) {
+        return;
+    }
+    let loaded = tls::Trust::load(config.apns.ca_file.as_deref()).and_then(|trust| {
+        let dials = tls::dials(&config.apns, &trust)?;
+        for credentials in &config.apns.credentials {
+            for environment in Environment::ALL {
+                dials(environment, &credentials[environment.index()])?;
+            }
+        }
+        Ok(())
+    });
+    match loaded {
+        Ok(()) => {}
+        Err(error @ RootError::None(_)) => {
+            mistakes.push(format!("{KEY}: {error}; install the system's (ca-certificates), or set it"));
+        }
+        Err(error) => mistakes.push(format!("{KEY}: {error}")),
+    }
+}
+
+fn judge_certificates(config: &Config, mistakes: &mut Vec<String>, warnings: &mut String) {
     let now = Clock::system().unix_ms();
-    let (mut mistakes, mut warnings) = (Vec::new(), String::new());
     let of_apps = config.certificates.iter().map(|one| (&one.place, one.concern(now)));
     let of_broker = config.broker_certificate.iter().map(|one| (&one.place, one.concern(now)));
     for (place, concern) in of_apps.chain(of_broker) {
@@ -57,11 +99,6 @@ where
             None => {}
         }
     }
-    if !mistakes.is_empty() {
-        return Err(mistakes.join("\n"));
-    }
-    let summary = summarise(&config) + &warnings;
-    Ok((config, summary))
 }
 
 /// What the worker would do, on a few lines: apps with topic, environment and key, endpoints, queues. Holds no secret.
@@ -132,6 +169,7 @@ fn describe_app(app: &App, credentials: &[Credential; 2]) -> String {
 #[cfg(test)]
 mod tests {
     use p256::SecretKey;
+    use p256::pkcs8::der::pem::encode_string;
     use p256::pkcs8::{EncodePrivateKey as _, LineEnding};
 
     use super::*;
@@ -187,6 +225,37 @@ mod tests {
              admin: 0.0.0.0:9090\n"
         );
         assert_eq!(err, "");
+    }
+
+    #[test]
+    fn an_expired_certificate_stands_among_the_other_mistakes() {
+        let folder = std::env::temp_dir().join(format!("ringcast-check-expired-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let mut parameters = rcgen::CertificateParams::new(vec!["voip".to_owned()]).expect("a name");
+        parameters.not_after = time::OffsetDateTime::from_unix_timestamp(1_700_000_000).expect("a time");
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = parameters.self_signed(&key).expect("a certificate");
+        let path = folder.join("both.pem");
+        let pem = |label, der: &[u8]| encode_string(label, LineEnding::LF, der).expect("PEM");
+        let text = pem("CERTIFICATE", certificate.der()) + &pem("PRIVATE KEY", &key.serialize_der());
+        std::fs::write(&path, text).expect("a file");
+        let path = path.display().to_string();
+        let (right, _, err) = checked(&[
+            ("RINGCAST__AMQP__PREFETCH", "0"),
+            ("RINGCAST__APPS__ACME__BUNDLE_ID", "com.acme.voice"),
+            ("RINGCAST__APPS__ACME__AUTH__CERT_FILE", &path),
+            ("RINGCAST__APPS__ACME__AUTH__KEY_FILE", &path),
+        ]);
+        std::fs::remove_dir_all(&folder).expect("a folder to remove");
+        assert!(!right);
+        let lines: Vec<&str> = err.lines().collect();
+        assert_eq!(lines.len(), 2, "{err}");
+        assert!(lines[0].starts_with("amqp.prefetch (RINGCAST__AMQP__PREFETCH): 0 is out of range"), "{err}");
+        assert!(
+            lines[1].starts_with("apps.acme.auth.cert_file (RINGCAST__APPS__ACME__AUTH__CERT_FILE): "),
+            "{err}"
+        );
+        assert!(lines[1].contains("expired on 2023-11-14"), "{err}");
     }
 
     #[test]

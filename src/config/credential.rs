@@ -16,7 +16,7 @@ use crate::domain::app::App;
 /// What the apps' tables say.
 #[derive(Default)]
 pub(super) struct Credentials {
-    /// By the index of an app and of an environment.
+    /// By the index of an app and of an environment; empty beside a mistake.
     pub(super) by_app: Vec<[Credential; 2]>,
     /// The certificates among them, each with its place.
     pub(super) certificates: Vec<AppCertificate>,
@@ -24,8 +24,8 @@ pub(super) struct Credentials {
     pub(super) files: Vec<PathBuf>,
 }
 
-/// Each app's credential by environment. `None`: one is missing or wrong, and the reader knows which.
-pub(super) fn read(reader: &mut Reader, apps: &[App]) -> Option<Credentials> {
+/// Each app's credential by environment. Where one is missing or wrong the reader knows which.
+pub(super) fn read(reader: &mut Reader, apps: &[App]) -> Credentials {
     let mut found = Credentials::default();
     let mut seen = BTreeMap::new();
     let read: Vec<Option<[Credential; 2]>> = apps
@@ -39,8 +39,8 @@ pub(super) fn read(reader: &mut Reader, apps: &[App]) -> Option<Credentials> {
             Some([auth?, sandbox?])
         })
         .collect();
-    found.by_app = read.into_iter().collect::<Option<_>>()?;
-    Some(found)
+    found.by_app = read.into_iter().collect::<Option<_>>().unwrap_or_default();
+    found
 }
 
 /// Whose a key was when it was met first: team and key id, then the key and the table it stands in.

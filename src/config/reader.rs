@@ -20,14 +20,15 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(file: Layer, environment: Layer) -> Self {
+    /// `mistakes`: what was wrong before.
+    pub(super) fn new(file: Layer, environment: Layer, mistakes: Vec<Mistake>) -> Self {
         Self {
             defaults: Layer::default_values(),
             file,
             environment,
             keys: BTreeSet::new(),
             sections: BTreeSet::new(),
-            mistakes: Vec::new(),
+            mistakes,
         }
     }
 

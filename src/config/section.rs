@@ -181,6 +181,9 @@ impl<'a> Section<'a> {
         let path = self.path.child(key);
         self.reader.know(&path);
         let Entry { value, origin } = self.reader.lookup(&path)?.clone();
+        if value == Value::Refused {
+            return None;
+        }
         let typed = match &value {
             Value::Raw(raw) if wanted != TEXT && wanted != SECRET => Value::parse(raw),
             value => Some(value.clone()),

@@ -88,6 +88,8 @@ pub(super) enum Value {
     Other(&'static str),
     /// A text from the environment, its type not judged yet.
     Raw(String),
+    /// What no setting can be, and was refused as such.
+    Refused,
 }
 
 impl Value {
@@ -106,6 +108,7 @@ impl Value {
             Self::List(_) => "a list",
             Self::Table => "a table",
             Self::Other(kind) => kind,
+            Self::Refused => "nothing",
         }
     }
 
@@ -121,7 +124,7 @@ impl Value {
             Self::List(values) => {
                 format!("[{}]", values.iter().map(Self::literal).collect::<Vec<_>>().join(", "))
             }
-            Self::Table | Self::Other(_) => String::new(),
+            Self::Table | Self::Other(_) | Self::Refused => String::new(),
         }
     }
 
@@ -197,8 +200,9 @@ impl Layer {
         Ok(layer)
     }
 
-    /// `RINGCAST__SECTION__KEY`; other variables are not ours. Errors: two names for one key, a value that is not UTF-8.
-    pub(super) fn environment(variables: &[(OsString, OsString)]) -> Result<Self, Vec<Mistake>> {
+    /// `RINGCAST__SECTION__KEY`; other variables are not ours. With mistakes: two names for one key, of which the first counts,
+    /// a value that is not UTF-8.
+    pub(super) fn environment(variables: &[(OsString, OsString)]) -> (Self, Vec<Mistake>) {
         let mut layer = Self::default();
         let mut mistakes = Vec::new();
         let mut ours: Vec<(String, &OsString)> = variables
@@ -211,18 +215,18 @@ impl Layer {
             let lower = variable[PREFIX.len()..].to_lowercase();
             let path = Path(lower.split("__").map(str::to_owned).collect());
             let origin = Origin::Environment { variable };
-            let Some(text) = value.to_str() else {
-                mistakes.push(Mistake::at(&path, &origin, "is not UTF-8; write it in UTF-8"));
-                continue;
-            };
             if let Some(earlier) = layer.0.get(&path) {
                 let what = format!("is set by {} as well; keep one of the two", earlier.origin);
                 mistakes.push(Mistake::at(&path, &origin, &what));
                 continue;
             }
-            layer.0.insert(path, Entry { value: Value::Raw(text.to_owned()), origin });
+            let value = value.to_str().map_or(Value::Refused, |text| Value::Raw(text.to_owned()));
+            if value == Value::Refused {
+                mistakes.push(Mistake::at(&path, &origin, "is not UTF-8; write it in UTF-8"));
+            }
+            layer.0.insert(path, Entry { value, origin });
         }
-        if mistakes.is_empty() { Ok(layer) } else { Err(mistakes) }
+        (layer, mistakes)
     }
 
     fn insert(&mut self, path: &Path, table: &DeTable<'_>, origin: &dyn Fn(usize) -> Origin) {

@@ -60,7 +60,10 @@ fn certificate() -> String {
 fn read_with(text: &str, environment: &[(&str, &str)]) -> Result<Config, Mistakes> {
     let variables: Vec<(OsString, OsString)> =
         environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
-    read_layers(Layer::toml("c.toml", text), &variables)
+    match read_layers(Layer::toml("c.toml", text), &variables) {
+        Examined { config: Some(config), mistakes: None } => Ok(config),
+        Examined { mistakes, .. } => Err(mistakes.expect("a refusal says why")),
+    }
 }
 
 fn right(text: &str, environment: &[(&str, &str)]) -> Config {
@@ -85,8 +88,8 @@ fn uncommented() -> String {
 
 #[test]
 fn the_reference_and_the_code_know_the_same_keys() {
-    let mut reader =
-        Reader::new(Layer::toml("c.toml", "apps.acme.auth_sandbox = {}").expect("TOML"), Layer::default());
+    let file = Layer::toml("c.toml", "apps.acme.auth_sandbox = {}").expect("TOML");
+    let mut reader = Reader::new(file, Layer::default(), Vec::new());
     let _ = read(&mut reader, String::new);
     let code: BTreeSet<String> = reader.keys().iter().map(Path::to_string).collect();
     let is_key = |(path, entry): (Path, Entry)| (entry.value != Value::Table).then(|| path.to_string());

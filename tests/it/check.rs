@@ -112,6 +112,24 @@ async fn a_wrong_call_is_told_apart_from_a_wrong_configuration() {
 }
 
 #[tokio::test]
+async fn check_refuses_what_run_refuses_for_want_of_a_trust_root() {
+    let place = Place::new("rootless");
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let file = Config::new(&apple).text("apns", "ca_file", "").write(&place, "ringcast.toml");
+    let file = file.to_str().expect("the test's paths are UTF-8");
+    let rootless = [("SSL_CERT_FILE", "/nope"), ("SSL_CERT_DIR", "/nope")];
+    for command in ["check", "run"] {
+        let ended = run_ringcast(&[command, "--config", file], &rootless, place.as_ref()).await;
+        assert_eq!(ended.code, CONFIGURATION, "{command}: {}", ended.stderr);
+        assert!(ended.stderr.contains("no trust root: the system has none"), "{command}: {}", ended.stderr);
+    }
+    let with_mistake = [("RINGCAST__AMQP__PREFETCH", "0"), rootless[0], rootless[1]];
+    let ended = run_ringcast(&["check", "--config", file], &with_mistake, place.as_ref()).await;
+    let keys: Vec<&str> = ended.stderr.lines().filter_map(|line| line.split([' ', ':']).next()).collect();
+    assert_eq!(keys, ["amqp.prefetch", "apns.ca_file"], "{}", ended.stderr);
+}
+
+#[tokio::test]
 async fn a_stdout_that_cannot_be_written_is_said_and_no_panic() {
     let place = Place::new("full");
     let apple = Apple::start(&place, (0, 0), "").await;

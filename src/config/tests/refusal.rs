@@ -199,15 +199,34 @@ fn mistakes_in_variables_name_the_variable() {
         found,
         ["log.level (RINGCAST__log__LEVEL): is set by RINGCAST__LOG__LEVEL as well; keep one of the two"]
     );
+    let more = [
+        ("RINGCAST__LOG__LEVEL", "h2=loud"),
+        ("RINGCAST__log__LEVEL", "warn"),
+        ("RINGCAST__LOG__FORMAT", "xml"),
+    ];
+    let found = wrong(&folder.app("[amqp]\nlive = 1"), &more);
+    let keys: Vec<&str> = found.iter().map(|line| line.split(':').next().unwrap_or_default()).collect();
+    assert_eq!(keys[0], "amqp.live (c.toml", "one hides no other");
+    let of_variables =
+        ["FORMAT", "LEVEL", "log__LEVEL"].map(|name| found.iter().any(|line| line.contains(name)));
+    assert_eq!((keys.len(), of_variables), (4, [true; 3]), "{found:?}");
 }
 
 #[test]
 #[cfg(unix)]
 fn a_variable_that_is_not_utf_8_is_a_mistake() {
     use std::os::unix::ffi::OsStringExt as _;
-    let variables = [(OsString::from("RINGCAST__AMQP__URI"), OsString::from_vec(vec![0xff]))];
-    let mistakes = load(None, variables).err().expect("a mistake").to_string();
-    assert_eq!(mistakes, "amqp.uri (RINGCAST__AMQP__URI): is not UTF-8; write it in UTF-8");
+    let odd = |name: &str| (OsString::from(name), OsString::from_vec(vec![0xff]));
+    let variables = ["RINGCAST__AMQP__URI", "RINGCAST__APPS__ACME__BUNDLE_ID"].map(odd);
+    let mistakes = load(None, variables).err().expect("a mistake");
+    let found: Vec<&str> = mistakes.lines().filter(|line| !line.contains(".auth.")).collect();
+    assert_eq!(
+        found,
+        [
+            "amqp.uri (RINGCAST__AMQP__URI): is not UTF-8; write it in UTF-8",
+            "apps.acme.bundle_id (RINGCAST__APPS__ACME__BUNDLE_ID): is not UTF-8; write it in UTF-8"
+        ]
+    );
 }
 
 #[test]
