@@ -127,8 +127,11 @@ pub struct BrokerSide {
     pub apps: BTreeSet<String>,
 }
 
+/// The sections that [`load_broker_side`] does not judge.
+const OF_OTHERS: [&str; 4] = ["apns", "admin", "traces", "apps"];
+
 /// Reads `[amqp]`, `[worker]`, `[log]` and the apps' names alone: who administers the broker has no keys of Apple's. Errors: every
-/// mistake in these.
+/// mistake in these, and every section that there is not.
 pub fn load_broker_side<K, V>(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (K, V)>,
@@ -143,7 +146,10 @@ where
     let (worker, ..) = read_worker(&mut reader, || host_name(&variables));
     let log = read_log(&mut reader);
     let apps = reader.tables_below("apps");
-    let of_us = |mistake: &mistake::Mistake| mistake.is_of(&["amqp", "worker", "log"]);
+    for name in OF_OTHERS {
+        reader.section(&[name]);
+    }
+    let of_us = |mistake: &mistake::Mistake| !mistake.is_of(&OF_OTHERS);
     let mistakes: Vec<_> = reader.finish().into_iter().filter(of_us).collect();
     if mistakes.is_empty() {
         Ok(BrokerSide { amqp, deadline_max: worker.deadline_max, log, apps })

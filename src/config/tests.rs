@@ -251,6 +251,32 @@ fn all_mistakes_come_at_once_in_the_order_of_the_file_then_the_variables() {
 }
 
 #[test]
+fn who_needs_the_broker_alone_is_told_of_what_there_is_not() {
+    let folder = Folder::new("broker-side");
+    let file = folder.0.join("c.toml");
+    let found = |text: &str, variables: &[(&str, &str)]| {
+        std::fs::write(&file, text).expect("the test's folder can be written");
+        let mistakes = load_broker_side(Some(&file), variables.iter().copied()).err();
+        let lines = mistakes.iter().flat_map(Mistakes::lines).map(str::to_owned);
+        lines.map(|line| line.replace(&file.display().to_string(), "c.toml")).collect::<Vec<_>>()
+    };
+    let of_others = "[apns]\nconnections = 0\nx = 1\n[admin]\nlisten = 1\n[traces]\nx = 1\n[apps.acme]\nx = 1\n[apps.acme.y]\n";
+    assert!(found(of_others, &[("RINGCAST__APPS__ACME__AUTH__KEY_FILE", "/none")]).is_empty());
+    assert_eq!(
+        found("prefetch = 5\n[amq]\nuri = \"amqp://worker:pw@rabbit/x\"\n[worker]\nnamme = \"x\"", &[]),
+        [
+            "prefetch (c.toml:1): is not a known key; did you mean amqp.prefetch?",
+            "amq (c.toml:2): is not a known section; did you mean amqp?",
+            "worker.namme (c.toml:5): is not a known key; did you mean worker.name?",
+        ]
+    );
+    assert_eq!(
+        found("", &[("RINGCAST__AMQ__URI", "amqp://worker:pw@rabbit/x")]),
+        ["amq.uri (RINGCAST__AMQ__URI): is not a known key; did you mean amqp.uri?"]
+    );
+}
+
+#[test]
 fn a_file_that_is_no_toml_says_line_and_column() {
     let found = wrong("[amqp]\nuri = amqp://me:hush-hush@host\nlive = true", &[]);
     assert!(found[0].starts_with("c.toml:2:7: "), "{found:?}");
