@@ -39,8 +39,13 @@ pub enum Ending {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The admin endpoints cannot listen.
-    #[error("admin.listen: {0}")]
-    Admin(io::Error),
+    #[error("{place}: {cause}; {}", right_address(cause.kind()))]
+    Admin {
+        /// The key, with where it was set.
+        place: String,
+        /// Why, with the address.
+        cause: io::Error,
+    },
     /// TLS to APNs cannot be set up.
     #[error(transparent)]
     Roots(#[from] tls::RootError),
@@ -55,7 +60,22 @@ pub enum StartError {
     System(#[from] io::Error),
 }
 
+/// What would be right where an address cannot be listened on.
+fn right_address(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::AddrInUse => "give a port that nothing else listens on, or end what does",
+        io::ErrorKind::AddrNotAvailable => "give an address of this machine, or 0.0.0.0 for all of them",
+        io::ErrorKind::PermissionDenied => "give a port from 1024 on",
+        _ => "give another address or port",
+    }
+}
+
 impl StartError {
+    /// The admin endpoints of that configuration cannot listen.
+    pub fn of_admin(config: &Config, cause: io::Error) -> Self {
+        Self::Admin { place: config.admin_place.clone(), cause }
+    }
+
     /// Whether other settings would help.
     pub fn is_configuration(&self) -> bool {
         matches!(self, Self::Roots(_) | Self::Apns(_) | Self::Traces(otlp::SetupError::Roots(_)))
@@ -125,7 +145,7 @@ pub async fn serve(
     let healths = Health::of_shards(config.shards);
     let mut shards = Vec::with_capacity(healths.len());
     let admin = admin::start(config.admin, Arc::clone(&metrics), healths[0].clone(), level)
-        .map_err(StartError::Admin)?;
+        .map_err(|cause| StartError::of_admin(&config, cause))?;
     let (tracer, exporter) = start_traces(&config, &metrics)?.unzip();
     let setup = Setup::new(&config)?;
     let unready = Arc::new(AtomicUsize::new(healths.len()));

@@ -54,6 +54,8 @@ pub struct Config {
     pub apps: Vec<Arc<App>>,
     /// `[admin]`.
     pub admin: admin::Settings,
+    /// The key of its address with where it was set: `admin.listen (config.toml:12)`.
+    pub admin_place: String,
     /// `[traces]`.
     pub traces: otlp::Settings,
     /// `[log]`.
@@ -172,7 +174,7 @@ fn layers(
 ) -> Result<Reader, Mistakes> {
     let (environment, mut mistakes) = Layer::environment(variables);
     match file {
-        Ok(file) => Ok(Reader::new(file, environment, mistakes)),
+        Ok(file) => Ok(Reader::new(file, environment, mistakes).beside(source::strays(variables))),
         Err(of_file) => {
             mistakes.extend(of_file);
             Err(Mistakes::new(mistakes))
@@ -195,7 +197,7 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Config {
     let broker = broker::read(reader);
     let endpoints = endpoint::read(reader);
     let (worker, shards, shutdown_grace) = read_worker(reader, host_name);
-    let admin = read_admin(reader);
+    let (admin, admin_place) = read_admin(reader);
     let traces = traces::read(reader);
     let log = read_log(reader);
     let apps = app::read(reader);
@@ -215,6 +217,7 @@ fn read(reader: &mut Reader, host_name: impl Fn() -> String) -> Config {
         worker,
         apps: apps.into_iter().map(Arc::new).collect(),
         admin,
+        admin_place,
         traces,
         log: logging::Settings { shows_threads: shards > 1, ..log },
         shards,
@@ -274,13 +277,14 @@ fn read_worker(reader: &mut Reader, host_name: impl Fn() -> String) -> (worker::
     (settings, shards, shutdown_grace)
 }
 
-fn read_admin(reader: &mut Reader) -> admin::Settings {
-    let listen = reader.section(&["admin"]).text("listen", |text| {
+fn read_admin(reader: &mut Reader) -> (admin::Settings, String) {
+    let mut section = reader.section(&["admin"]);
+    let listen = section.text("listen", |text| {
         text.parse::<SocketAddr>().map_err(|_| {
             "is not an IP address with a port; give one as in \"0.0.0.0:9090\" or \"[::]:9090\"".to_owned()
         })
     });
-    admin::Settings { listen }
+    (admin::Settings { listen }, format!("admin.listen ({})", section.origin("listen")))
 }
 
 fn read_log(reader: &mut Reader) -> logging::Settings {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::mistake::Mistake;
 use super::section::Section;
-use super::source::{Entry, Layer, Origin, Path, Value};
+use super::source::{Entry, Layer, NAME, Origin, Path, Value};
 
 /// The app in `config/default.toml` whose values are every app's defaults.
 const TEMPLATE: &str = "acme";
@@ -17,6 +17,7 @@ pub(super) struct Reader {
     keys: BTreeSet<Path>,
     sections: BTreeSet<Path>,
     mistakes: Vec<Mistake>,
+    strays: Vec<String>,
 }
 
 impl Reader {
@@ -29,7 +30,13 @@ impl Reader {
             keys: BTreeSet::new(),
             sections: BTreeSet::new(),
             mistakes,
+            strays: Vec::new(),
         }
+    }
+
+    /// `strays`: variables that may be meant for settings, and are not named so.
+    pub(super) fn beside(self, strays: Vec<String>) -> Self {
+        Self { strays, ..self }
     }
 
     /// The table at that path. It always exists, even where no layer names it.
@@ -143,8 +150,23 @@ impl Reader {
             };
             unknown.push(Mistake::at(path, &entry.origin, &what));
         }
+        unknown.extend(self.strays.iter().filter_map(|variable| self.mistyped(variable)));
         self.mistakes.append(&mut unknown);
         self.mistakes
+    }
+
+    /// A variable that would be a setting but for its underscores: `RINGCAST_AMQP__URI`, `RINGCAST_AMQP_URI`.
+    fn mistyped(&self, variable: &str) -> Option<Mistake> {
+        let rest = variable.strip_prefix(NAME)?.to_lowercase();
+        let (is_near, joined) = (rest.contains("__"), rest.replace("__", "_"));
+        let key = self.keys.iter().find(|key| key.0.join("_") == joined).cloned().or_else(|| {
+            let path = Path(rest.split("__").map(str::to_owned).collect());
+            let section = Path(vec![path.0[0].clone()]);
+            (is_near && self.sections.contains(&section)).then_some(path)
+        })?;
+        let right = key.0.join("__").to_uppercase();
+        let origin = Origin::Environment { variable: variable.to_owned() };
+        Some(Mistake::at(&key, &origin, &format!("is not read under this name; write {NAME}_{right}")))
     }
 
     /// What to say about a key or table that nobody asked for: the nearest that exists, or those beside it.

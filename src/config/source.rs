@@ -12,10 +12,13 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::mistake::Mistake;
+use super::mistake::{Mistake, show};
 
 /// Every variable that begins so is ours.
 const PREFIX: &str = "RINGCAST__";
+
+/// What a mistyped one begins with; so do those that Kubernetes sets for a service of our name.
+pub(super) const NAME: &str = "RINGCAST_";
 
 /// A whole configuration is a few kilobytes; more is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -42,7 +45,7 @@ impl fmt::Display for Path {
             if !name.is_empty() && name.len() <= 80 && name.chars().all(bare) {
                 write!(formatter, "{dot}{name}")?;
             } else {
-                write!(formatter, "{dot}{}", super::mistake::show(name))?;
+                write!(formatter, "{dot}{}", show(name))?;
             }
         }
         Ok(())
@@ -185,7 +188,17 @@ impl Layer {
                 .map(|error| {
                     let offset = error.span().map_or(text.len(), |span| span.start);
                     let (line, column) = locate(text, offset);
-                    Mistake::in_file(&format!("{name}:{line}:{column}"), offset, error.message())
+                    let what = match error.message() {
+                        "duplicate key" => {
+                            let key = error.span().and_then(|span| text.get(span)).unwrap_or_default();
+                            &format!(
+                                "duplicate key {}; keep one of the two",
+                                show(key.trim_matches(['"', '\'']))
+                            )
+                        }
+                        what => what,
+                    };
+                    Mistake::in_file(&format!("{name}:{line}:{column}"), offset, what)
                 })
                 .collect());
         }
@@ -239,6 +252,12 @@ impl Layer {
             }
         }
     }
+}
+
+/// Variables that are named after us and are no settings.
+pub(super) fn strays(variables: &[(OsString, OsString)]) -> Vec<String> {
+    let names = variables.iter().filter_map(|(name, _)| name.to_str());
+    names.filter(|name| name.starts_with(NAME) && !name.starts_with(PREFIX)).map(str::to_owned).collect()
 }
 
 fn offset_of<T>(spanned: &Spanned<T>) -> usize {

@@ -130,6 +130,27 @@ async fn check_refuses_what_run_refuses_for_want_of_a_trust_root() {
 }
 
 #[tokio::test]
+async fn an_address_that_cannot_be_listened_on_is_named_with_its_place() {
+    let place = Place::new("listen");
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("there are free ports");
+    let taken = taken.local_addr().expect("it listens");
+    // 192.0.2.0/24 is nobody's (RFC 5737).
+    for (address, right) in [
+        (taken.to_string(), "give a port that nothing else listens on, or end what does"),
+        ("192.0.2.1:9090".to_owned(), "give an address of this machine, or 0.0.0.0 for all of them"),
+    ] {
+        let file = Config::new(&apple).text("admin", "listen", &address).write(&place, "ringcast.toml");
+        let file = file.to_str().expect("the test's paths are UTF-8");
+        let ended = run_ringcast(&["run", "--config", file], &[], place.as_ref()).await;
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        let line = ended.stderr.lines().find(|line| line.starts_with("admin.listen (")).unwrap_or_default();
+        assert!(line.contains(&format!("{file}:2): ")) && line.contains(&address), "{}", ended.stderr);
+        assert!(line.ends_with(right), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
 async fn a_stdout_that_cannot_be_written_is_said_and_no_panic() {
     let place = Place::new("full");
     let apple = Apple::start(&place, (0, 0), "").await;

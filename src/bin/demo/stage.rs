@@ -167,7 +167,7 @@ impl Running {
             app::block_on(async move {
                 let metrics = Metrics::new();
                 let admin = admin::start(config.admin, Arc::clone(&metrics), Health::new(), None)
-                    .map_err(StartError::Admin)?;
+                    .map_err(|cause| StartError::of_admin(&config, cause))?;
                 let core = Core::start(&config, outbox, &metrics, &Jitter::random(), None)?;
                 let (stop, stopping) = watch::channel(false);
                 let working = worker::run(Arc::clone(&core.worker), delivered, stopping);

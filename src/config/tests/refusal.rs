@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::super::load;
-use super::{Folder, certificate, pem, right, wrong};
+use super::{Folder, certificate, pem, read_with, right, wrong};
 
 /// Lines after a complete app, and the one mistake that they make, `{folder}` standing for the test's folder.
 #[rustfmt::skip]
@@ -176,6 +176,10 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("RINGCAST__", "x", "\"\" (RINGCAST__): is not a known key"),
     ("RINGCAST__WORKER__SHARDS", "all", "worker.shards (RINGCAST__WORKER__SHARDS): is \"all\", but a whole number is wanted; as in RINGCAST__WORKER__SHARDS='1'"),
     ("RINGCAST__WORKER__RING_TIME_MIN", "10m", "worker.ring_time_min (RINGCAST__WORKER__RING_TIME_MIN): is not less than"),
+    ("RINGCAST_AMQP__URI", "amqp://x", "amqp.uri (RINGCAST_AMQP__URI): is not read under this name; write RINGCAST__AMQP__URI"),
+    ("RINGCAST_AMQP_URI_FILE", "x", "amqp.uri_file (RINGCAST_AMQP_URI_FILE): is not read under this name; write RINGCAST__AMQP__URI_FILE"),
+    ("RINGCAST_AMQP__URY", "x", "amqp.ury (RINGCAST_AMQP__URY): is not read under this name; write RINGCAST__AMQP__URY"),
+    ("RINGCAST_APPS__ACME__AUTH__KEY_ID", "x", "apps.acme.auth.key_id (RINGCAST_APPS__ACME__AUTH__KEY_ID): is not read under this name; write RINGCAST__APPS__ACME__AUTH__KEY_ID"),
     ("RINGCAST__APPS__ACME__AUTH__KEY_FILE", "/none", "apps.acme.auth.key_file (RINGCAST__APPS__ACME__AUTH__KEY_FILE): \"/none\" cannot be read"),
 ];
 
@@ -194,6 +198,17 @@ fn mistakes_in_variables_name_the_variable() {
         (4, true),
         "the log says which shard it is"
     );
+    // Kubernetes sets the first ones for services called ringcast and ringcast-admin, and the last ones are of our own tests.
+    for variable in [
+        "RINGCAST_SERVICE_HOST",
+        "RINGCAST_PORT_9090_TCP_ADDR",
+        "RINGCAST_ADMIN_SERVICE_PORT",
+        "RINGCAST_TEST_BROKER",
+        "RINGCAST_BENCH_PROGRAM",
+        "RINGCASTLE__AMQP__URI",
+    ] {
+        assert!(read_with(&folder.app(""), &[(variable, "x")]).is_ok(), "{variable}");
+    }
     let found = wrong(&folder.app(""), &[("RINGCAST__LOG__LEVEL", "info"), ("RINGCAST__log__LEVEL", "warn")]);
     assert_eq!(
         found,
