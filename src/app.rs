@@ -19,7 +19,7 @@ use self::shard::Shard;
 use crate::admin::{self, Health};
 use crate::apns::{self, tls};
 use crate::config::Config;
-use crate::logging::Level;
+use crate::logging::{self, Level};
 use crate::metrics::Metrics;
 use crate::otlp;
 use crate::worker::trace::Tracer;
@@ -142,6 +142,12 @@ pub async fn serve(
     cut: impl Future<Output = ()>,
 ) -> Result<Ending, StartError> {
     let metrics = Metrics::new();
+    let lines = Arc::downgrade(&metrics);
+    metrics.refresh_with(move || {
+        if let Some(metrics) = lines.upgrade() {
+            metrics.log_lines_dropped(logging::dropped());
+        }
+    });
     let healths = Health::of_shards(config.shards);
     let mut shards = Vec::with_capacity(healths.len());
     let admin = admin::start(config.admin, Arc::clone(&metrics), healths[0].clone(), level)

@@ -3,9 +3,15 @@
 //! The level can be changed while the process runs, by who holds its [`Level`]: at three in the morning a restart would take
 //! the trouble away together with its cause.
 
+mod lines;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::IsTerminal;
+use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
 
+use lines::Lines;
 use tracing::Dispatch;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -77,15 +83,74 @@ impl fmt::Debug for Level {
     }
 }
 
-/// Makes the log of this process. Errors: as of [`check`], or that there is one already.
+/// The lines of this process.
+static LINES: OnceLock<Lines> = OnceLock::new();
+
+/// Makes the log of this process, in which a panic is a line like any other. Errors: as of [`check`], that there is one already,
+/// or that the system gives no thread.
 pub fn start(settings: &Settings) -> Result<Level, String> {
-    let (log, level) = make(settings)?;
+    let lines = Lines::written_to(std::io::stderr(), tell_dropped)
+        .map_err(|error| format!("cannot be used: {error}"))?;
+    let (log, level) = make_with(settings, lines.clone())?;
     tracing::dispatcher::set_global_default(log).map_err(|error| error.to_string())?;
+    // There was none before, or there would have been a log.
+    let _ = LINES.set(lines);
+    std::panic::set_hook(Box::new(tell_panic));
     Ok(level)
 }
 
+/// How many lines were left out, because nobody took those before them from stderr.
+pub fn dropped() -> u64 {
+    LINES.get().map_or(0, Lines::dropped)
+}
+
+/// Waits for the last lines, but not for long: before the process ends.
+pub fn finish() {
+    if let Some(lines) = LINES.get() {
+        lines.finish();
+    }
+}
+
+/// Dropped at the end of the process, it waits for the last lines as [`finish`] does.
+#[derive(Debug)]
+pub struct LastLines;
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        finish();
+    }
+}
+
+fn tell_dropped(lines: u64) {
+    tracing::warn!(
+        lines,
+        "the log lacks lines: nobody took them from stderr; so many were left out since the start"
+    );
+}
+
+/// What was made up when it happened may hold what an invite or a file said; what stands in the source does not.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let error = panic.payload().downcast_ref::<&str>().copied();
+    let thread = std::thread::current();
+    // Where RUST_BACKTRACE asks for one.
+    let backtrace = Backtrace::capture();
+    tracing::error!(
+        error,
+        at = panic.location().map(tracing::field::display),
+        thread = thread.name(),
+        backtrace =
+            (backtrace.status() == BacktraceStatus::Captured).then(|| tracing::field::display(&backtrace)),
+        "a panic: a bug to report"
+    );
+}
+
 /// A log that nobody writes to yet, and its level.
+#[cfg(test)]
 pub(crate) fn make(settings: &Settings) -> Result<(Dispatch, Level), String> {
+    make_with(settings, Lines::unwritten())
+}
+
+fn make_with(settings: &Settings, to: Lines) -> Result<(Dispatch, Level), String> {
     let (filter, handle) = reload::Layer::new(read(&settings.level)?);
     let on_terminal = std::io::stderr().is_terminal();
     let human = match settings.format {
@@ -94,7 +159,7 @@ pub(crate) fn make(settings: &Settings) -> Result<(Dispatch, Level), String> {
         Format::Auto => on_terminal,
     };
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(move || to.clone())
         .with_ansi(on_terminal)
         .with_thread_names(settings.shows_threads);
     let log = tracing_subscriber::registry().with(filter);
@@ -144,5 +209,33 @@ mod tests {
             assert_eq!(level.now(), "ringcast=debug,error");
             assert!(tracing::enabled!(tracing::Level::DEBUG));
         });
+    }
+
+    #[test]
+    fn a_panic_is_a_line_that_says_where_and_not_what_was_made_up() {
+        let settings = Settings { format: Format::Json, level: "info".to_owned(), shows_threads: false };
+        let lines = Lines::unwritten();
+        let (log, _level) = make_with(&settings, lines.clone()).expect("a filter");
+        // Tests on other threads have theirs.
+        let (ours, others) = (std::thread::current().id(), std::panic::take_hook());
+        std::panic::set_hook(Box::new(move |panic| {
+            if std::thread::current().id() == ours { tell_panic(panic) } else { others(panic) }
+        }));
+        tracing::dispatcher::with_default(&log, || {
+            for token in [None, Some("ab01")] {
+                let died = std::panic::catch_unwind(|| match token {
+                    None => panic!("on purpose"),
+                    Some(token) => panic!("on purpose, with {token}"),
+                });
+                assert!(died.is_err());
+            }
+        });
+        let text = lines.text();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let [plain, made_up] = &lines[..] else { panic!("{text}") };
+        assert_eq!((&plain["level"], &plain["error"]), (&"ERROR".into(), &"on purpose".into()));
+        assert!(plain["at"].as_str().is_some_and(|at| at.starts_with("src/logging.rs:")), "{plain}");
+        assert!(made_up["error"].is_null() && !text.contains("ab01"), "{made_up}");
     }
 }

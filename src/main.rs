@@ -114,6 +114,7 @@ fn call_id(text: &str) -> Result<CallId, String> {
 }
 
 fn main() -> ExitCode {
+    let _last = logging::LastLines;
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
         Err(error) => {
@@ -266,7 +267,10 @@ fn block_on<T>(command: impl Future<Output = T>) -> io::Result<T> {
         let mut signals = app::Signals::listen()?;
         tokio::select! {
             output = command => Ok(output),
-            () = signals.next() => std::process::exit(FAILED.into()),
+            () = signals.next() => {
+                logging::finish();
+                std::process::exit(FAILED.into())
+            }
         }
     })?
 }

@@ -71,6 +71,7 @@ pub struct Metrics {
     unknown_fields: IntCounter,
     clock_skew: Gauge,
     handler_panics: IntCounter,
+    log_lines_dropped: IntCounter,
     hot: Hot,
 }
 
@@ -288,6 +289,10 @@ impl Metrics {
                 "ringcast_handler_panics_total",
                 "Invites whose handler died; each is a bug to report.",
             ),
+            log_lines_dropped: declare.counter(
+                "ringcast_log_lines_dropped_total",
+                "Lines of the log that were left out, because nobody took those before them from stderr.",
+            ),
             hot: Hot::default(),
             registry: declare.registry,
         };
@@ -449,5 +454,10 @@ impl Metrics {
     /// An invite's handler died.
     pub fn handler_panic(&self) {
         self.handler_panics.inc();
+    }
+
+    /// So many lines of the log were left out since the start. For a refresher: those run one at a time.
+    pub fn log_lines_dropped(&self, total: u64) {
+        self.log_lines_dropped.inc_by(total.saturating_sub(self.log_lines_dropped.get()));
     }
 }

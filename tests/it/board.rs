@@ -25,7 +25,8 @@ use town::Town;
 
 const SCRAPED_WITHIN: Duration = Duration::from_mins(1);
 /// Families of the page that the board leaves out, and why.
-const LEFT_OUT: [(&str, &str); 2] = [
+const LEFT_OUT: [(&str, &str); 3] = [
+    ("ringcast_log_lines_dropped_total", "no call depends on it"),
     ("process_virtual_memory_bytes", "nothing to act on, as its row says"),
     ("process_threads", "nothing to act on, as its row says"),
 ];

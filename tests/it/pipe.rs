@@ -151,6 +151,27 @@ async fn what_cannot_be_written_is_no_answer() {
     }
 }
 
+#[tokio::test]
+async fn nobody_waits_for_whoever_should_read_the_log() {
+    let place = Place::new("pipe-log");
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let calls: Vec<String> = (0..400).map(|call| format!("00000006-0000-4000-8000-{call:012}")).collect();
+    let invites: Vec<String> = calls.iter().map(|call| invite(call, 60, &["ab01"])).collect();
+    place.write("in", invites.join("\n"));
+    let mut config = Config::new(&apple);
+    // More lines than a pipe holds.
+    config.text("log", "level", "trace");
+    let config = self::config(config, &place);
+    // Open to be read, too, it is a pipe that is never read and never broken.
+    let way = r#"mkfifo err && exec 3<> err && exec "$0" pipe --config "$1" < in > out 2>&3"#;
+    let mut shell = Process::start("sh", &["-c", way, RINGCAST, &config], &[], place.as_ref(), "shell");
+    assert_eq!(shell.ended(ANSWERED_WITHIN).await.code(), Some(0), "{}", shell.last_words());
+    let out = std::fs::read_to_string(place.path("out")).expect("it was written");
+    let (outcomes, _) = results(&out);
+    assert!(calls.iter().all(|call| outcomes[call]["result"] == "accepted"), "{outcomes:?}");
+    assert_eq!(outcomes.len(), calls.len());
+}
+
 fn start(place: &Place, apple: &Apple) -> Process {
     start_with(place, Config::new(apple))
 }

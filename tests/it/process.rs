@@ -73,9 +73,30 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.stdout).unwrap_or_default()).into_owned()
     }
 
-    /// What it wrote to standard error so far.
+    /// What it wrote to standard error so far, and what `ringcast` has for its log's thread to write.
     pub(crate) fn stderr(&self) -> String {
+        self.let_log();
         String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()
+    }
+
+    /// A line was said when the thread was woken for it, and is written when that sleeps again. A thread that is never idle is not
+    /// waited for.
+    #[expect(clippy::disallowed_methods, reason = "who looks at the log does not await")]
+    fn let_log(&self) {
+        let tasks = self.child.id().map(|pid| format!("/proc/{pid}/task"));
+        let is_writing = |tasks: &String| {
+            let mut tasks = fs::read_dir(tasks).into_iter().flatten().flatten();
+            tasks.any(|task| {
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.contains("(log) R") || stat.contains("(log) D")
+            })
+        };
+        for _ in 0..1_000 {
+            if !tasks.as_ref().is_some_and(is_writing) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// The end of its standard error, for the message of a failure.
