@@ -135,15 +135,17 @@ impl Ledger {
 }
 
 impl Ticket {
-    /// Claims a call and token for this invite; false when another remembered invite tried it.
+    /// Claims a call and token for a push of this invite; false when another remembered invite tried it, or another device of
+    /// this one has it.
     pub(super) fn claim(&mut self, id: ApnsId) -> bool {
-        let mut table = self.ledger.0.lock();
-        let owner = table.tried.entry(id).or_insert(self.identity);
-        let own = *owner == self.identity;
-        if own && !self.tried.contains(&id) {
-            self.tried.push(id);
+        match self.ledger.0.lock().tried.entry(id) {
+            hash_map::Entry::Vacant(free) => {
+                free.insert(self.identity);
+                self.tried.push(id);
+                true
+            }
+            hash_map::Entry::Occupied(_) => false,
         }
-        own
     }
 
     /// Gives a claim back: nothing was tried after all.
@@ -256,7 +258,8 @@ mod tests {
         let ledger = Ledger::new(2);
         let mut first = ticket(&ledger, "a").await;
         let mut second = ticket(&ledger, "b").await;
-        assert!(first.claim(id("ab01")) && first.claim(id("ab01")));
+        assert!(first.claim(id("ab01")));
+        assert!(!first.claim(id("ab01")), "two devices of one invite are not pushed the same");
         assert!(!second.claim(id("ab01")));
         second.release(id("ab01"));
         assert!(!second.claim(id("ab01")), "only the owner can give it back");
