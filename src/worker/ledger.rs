@@ -1,7 +1,8 @@
 //! What this worker remembers of invites, so that a message that comes again does not ring again.
 //!
-//! Bounded: the broker redelivers only what was unacknowledged, so a few prefetches' worth is enough to answer every
-//! redelivery to this worker. An invite is marked known when its outcome is final, never before.
+//! Bounded, by number and by bytes: the broker redelivers only what was unacknowledged, so a few prefetches' worth is enough to
+//! answer every redelivery to this worker, and results may be long. The oldest are forgotten first; invites that are being handled,
+//! never. An invite is marked known when its outcome is final, never before.
 
 use std::collections::{HashMap, VecDeque, hash_map};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -19,6 +20,10 @@ pub(super) type Known = Arc<[Publication]>;
 
 /// Calls and tokens: mostly one.
 type Tried = SmallVec<[ApnsId; 1]>;
+
+/// What an entry takes beside its results, and each claim: places in the tables, which may be half empty.
+const ENTRY_BYTES: usize = 400;
+const CLAIM_BYTES: usize = 150;
 
 /// A table by ids that are digests.
 pub(super) type DigestMap<K, V> = HashMap<K, V, BuildHasherDefault<DigestHasher>>;
@@ -49,9 +54,12 @@ pub(super) struct Ledger(Arc<Mutex<Table>>);
 #[derive(Debug)]
 struct Table {
     entries_max: usize,
+    bytes_max: usize,
     entries: DigestMap<Identity, Entry>,
     /// Known invites, oldest first.
     known: VecDeque<Identity>,
+    /// What they take.
+    known_bytes: usize,
     /// Which invite tried a call and token.
     tried: DigestMap<ApnsId, Identity>,
 }
@@ -87,12 +95,14 @@ pub(super) struct Ticket {
 }
 
 impl Ledger {
-    /// A ledger that remembers this many finished invites.
-    pub(super) fn new(entries_max: usize) -> Self {
+    /// A ledger that remembers this many finished invites, and no more than take so many bytes; the last one in any case.
+    pub(super) fn new(entries_max: usize, bytes_max: usize) -> Self {
         Self(Arc::new(Mutex::new(Table {
             entries_max: entries_max.max(1),
+            bytes_max,
             entries: HashMap::default(),
             known: VecDeque::new(),
+            known_bytes: 0,
             tried: HashMap::default(),
         })))
     }
@@ -160,9 +170,10 @@ impl Ticket {
     pub(super) fn finish(mut self, known: Known) {
         let tried = std::mem::take(&mut self.tried);
         let mut table = self.ledger.0.lock();
+        table.known_bytes += weight(&known, &tried);
         table.entries.insert(self.identity, Entry::Known { known, tried });
         table.known.push_back(self.identity);
-        while table.known.len() > table.entries_max {
+        while table.is_over() {
             table.forget_oldest();
         }
     }
@@ -180,10 +191,25 @@ impl Drop for Ticket {
     }
 }
 
+/// The memory that a known invite takes.
+fn weight(known: &Known, tried: &Tried) -> usize {
+    let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let result = |one: &Publication| {
+        let carried = text(&one.correlation_id) + text(&one.traceparent) + text(&one.tracestate);
+        size_of::<Publication>() + one.message_id.len() + one.body.len() + carried
+    };
+    ENTRY_BYTES + CLAIM_BYTES * tried.len() + known.iter().map(result).sum::<usize>()
+}
+
 impl Table {
+    fn is_over(&self) -> bool {
+        self.known.len() > self.entries_max || self.known_bytes > self.bytes_max && self.known.len() > 1
+    }
+
     fn forget_oldest(&mut self) {
         let Some(identity) = self.known.pop_front() else { return };
-        if let Some(Entry::Known { tried, .. }) = self.entries.remove(&identity) {
+        if let Some(Entry::Known { known, tried }) = self.entries.remove(&identity) {
+            self.known_bytes -= weight(&known, &tried);
             for id in tried {
                 self.tried.remove(&id);
             }
@@ -193,6 +219,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mailbox::Route;
     use super::*;
     use crate::domain::id::{CallId, DeviceToken};
 
@@ -218,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_finished_invite_is_known_until_others_push_it_out() {
-        let ledger = Ledger::new(2);
+        let ledger = Ledger::new(2, usize::MAX);
         for name in ["a", "b", "c"] {
             let mut ticket = ticket(&ledger, name).await;
             assert!(ticket.claim(id(name)));
@@ -232,8 +259,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn long_results_push_others_out_before_their_number_does() {
+        let long: Known = Arc::new([Publication {
+            route: Route::Results("outcome.acme".into()),
+            kind: "ringcast.outcome.v1",
+            message_id: "m".into(),
+            body: vec![b' '; 10_000].into(),
+            correlation_id: None,
+            traceparent: None,
+            tracestate: None,
+        }]);
+        let ledger = Ledger::new(100, 35_000);
+        let in_flight = ticket(&ledger, "first").await;
+        for name in ["a", "b", "c", "d"] {
+            let mut ticket = ticket(&ledger, name).await;
+            assert!(ticket.claim(id(name)));
+            ticket.finish(Arc::clone(&long));
+        }
+        assert_eq!((ledger.count(), ledger.len()), ((1, 3), (4, 3)), "what is in flight is not forgotten");
+        assert!(matches!(ledger.admit(identity("b")).await, Admission::Known(_)), "the oldest goes first");
+        assert!(ticket(&ledger, "a").await.claim(id("a")));
+        for short in 0..10 {
+            ticket(&ledger, &short.to_string()).await.finish(nothing());
+        }
+        assert_eq!(ledger.count().1, 12, "short ones leave room for more");
+        // One alone that is too long is known all the same.
+        in_flight.finish(std::iter::repeat_n(long[0].clone(), 4).collect());
+        assert_eq!(ledger.count().1, 1);
+        assert!(matches!(ledger.admit(identity("first")).await, Admission::Known(_)));
+        ticket(&ledger, "last").await.finish(nothing());
+        assert_eq!(ledger.count().1, 1);
+        assert_eq!(ledger.0.lock().known_bytes, ENTRY_BYTES, "nothing is left of what is forgotten");
+    }
+
+    #[tokio::test]
     async fn a_second_copy_waits_for_the_first() {
-        let ledger = Ledger::new(2);
+        let ledger = Ledger::new(2, usize::MAX);
         let first = ticket(&ledger, "a").await;
         let second = ledger.admit(identity("a"));
         let (admission, ()) = tokio::join!(second, async {
@@ -245,7 +306,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_abandoned_invite_is_new_again() {
-        let ledger = Ledger::new(2);
+        let ledger = Ledger::new(2, usize::MAX);
         let mut first = ticket(&ledger, "a").await;
         assert!(first.claim(id("ab01")));
         drop(first);
@@ -255,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_and_token_belong_to_one_invite() {
-        let ledger = Ledger::new(2);
+        let ledger = Ledger::new(2, usize::MAX);
         let mut first = ticket(&ledger, "a").await;
         let mut second = ticket(&ledger, "b").await;
         assert!(first.claim(id("ab01")));

@@ -68,6 +68,9 @@ impl<G: Gateway> Worker<G> {
     ) -> Self {
         /// The broker can redeliver what was unacknowledged when a connection went: at most a prefetch each time.
         const PREFETCHES_REMEMBERED: usize = 4;
+        /// An eighth of the memory that the chart allows a shard, and room for all of them with 4 KiB each. Results with a sentence
+        /// for each of a hundred devices are twenty times as long.
+        const BYTES_REMEMBERED: usize = 32 << 20;
         let breakers = Breakers::new(&apps, settings.suspect_percent_max, Arc::clone(&metrics));
         let outcome_keys = apps.iter().map(|app| format!("outcome.{}", app.name).into()).collect();
         let rules = Rules {
@@ -85,7 +88,7 @@ impl<G: Gateway> Worker<G> {
             key_ids,
             copies_live,
             outbox,
-            ledger: Ledger::new(remembered),
+            ledger: Ledger::new(remembered, BYTES_REMEMBERED),
             poison: Poison::new(remembered),
             breakers,
             clock,
