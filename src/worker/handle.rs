@@ -360,7 +360,7 @@ fn refuse<G>(
         received_at: taken.on,
         settled_at: worker.now(),
         redelivered: taken.redelivered,
-        earlier_attempt: None,
+        earlier_attempt: taken.earlier_attempt(),
         error: Some(malformed.error.clone()),
         devices: None,
         timeline: None,

@@ -213,9 +213,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::gateway::Push;
-    use super::super::mailbox::{Properties, Receipt, Settlement, outbox};
+    use super::super::mailbox::{GivenUp, Posting, Properties, Publication, Receipt, Settlement, outbox};
     use super::*;
     use crate::domain::id::Identity;
+    use crate::domain::invite::tests::app;
     use crate::domain::policy::PushError;
     use crate::domain::response::Response;
 
@@ -227,8 +228,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_invite_whose_answer_is_deadly_is_not_read_again() {
+    fn worker(outbox: Outbox) -> Worker<Nobody> {
         let settings = Settings {
             name: "worker".into(),
             devices_max: 1,
@@ -240,21 +240,58 @@ mod tests {
             suspect_percent_max: 20,
             timeline: false,
         };
+        let (clock, jitter, metrics) = (Clock::simulated(0), Jitter::seeded(1), Metrics::new());
+        let apps = vec![Arc::new(app())];
+        Worker::new(Nobody, settings, apps, KeyIds::default(), false, 1, outbox, clock, metrics, jitter)
+    }
+
+    /// Handles one delivery of this body: what was published, and how it was settled. `change` makes it odd.
+    async fn handled(
+        worker: &Arc<Worker<Nobody>>,
+        postings: &mut mpsc::Receiver<Posting>,
+        body: &Bytes,
+        change: impl FnOnce(&mut Delivery),
+    ) -> (Vec<Publication>, Settlement) {
+        let (deliveries, delivered) = mpsc::channel(1);
+        let (settle, mut settled) = mpsc::channel(1);
+        let mut delivery = Delivery {
+            body: body.clone(),
+            properties: Properties::default(),
+            redelivered: false,
+            returned: None,
+            given_up: None,
+            receipt: Receipt::new(1, settle),
+        };
+        change(&mut delivery);
+        deliveries.send(delivery).await.expect("there is room");
+        drop(deliveries);
+        let (stop, stopped) = watch::channel(false);
+        let mut published = Vec::new();
+        let mut running = pin!(run(Arc::clone(worker), delivered, stopped));
+        loop {
+            tokio::select! {
+                biased;
+                Some(Posting { publication, answer }) = postings.recv() => {
+                    // Nobody waits for a copy.
+                    let _ = answer.send(Ok(()));
+                    published.push(publication);
+                }
+                () = &mut running => break,
+            }
+        }
+        drop(stop);
+        published.extend(std::iter::from_fn(|| postings.try_recv().ok()).map(|posting| posting.publication));
+        (published, settled.recv().await.expect("it is settled").1)
+    }
+
+    fn text(publication: &Publication) -> String {
+        String::from_utf8_lossy(&publication.body).into_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_invite_whose_answer_is_deadly_is_not_read_again() {
         let (outbox, mut postings) = outbox(1);
-        let (clock, jitter) = (Clock::simulated(0), Jitter::seeded(1));
-        let metrics = Metrics::new();
-        let worker = Worker::new(
-            Nobody,
-            settings,
-            vec![],
-            KeyIds::default(),
-            false,
-            1,
-            outbox,
-            clock,
-            metrics,
-            jitter,
-        );
+        let worker = Arc::new(worker(outbox));
         let body = Bytes::from_static(b"{}");
         let identity = Identity::of(None, &body);
         for _ in 0..3 {
@@ -264,28 +301,32 @@ mod tests {
             }));
             assert!(died.is_err());
         }
-        let (deliveries, delivered) = mpsc::channel(1);
-        let (settle, mut settled) = mpsc::channel(1);
-        let delivery = Delivery {
-            body,
-            properties: Properties::default(),
-            redelivered: true,
-            returned: Some(3),
-            given_up: None,
-            receipt: Receipt::new(1, settle),
+        let again = |delivery: &mut Delivery| {
+            (delivery.redelivered, delivery.returned) = (true, Some(3));
         };
-        deliveries.send(delivery).await.expect("there is room");
-        drop(deliveries);
-        let (_stop, stopped) = watch::channel(false);
-        let publisher = async {
-            let posting = postings.recv().await.expect("an outcome");
-            assert_eq!(posting.answer.send(Ok(())), Ok(()));
-            posting.publication
-        };
-        let ((), outcome) = tokio::join!(run(Arc::new(worker), delivered, stopped), publisher);
+        let (published, settled) = handled(&worker, &mut postings, &body, again).await;
+        let [outcome] = &published[..] else { panic!("{published:?}") };
         assert_eq!(*outcome.message_id, identity.outcome_id().to_string());
-        let text = String::from_utf8_lossy(&outcome.body).into_owned();
+        let text = text(outcome);
         assert!(text.contains(r#""result":"malformed""#) && text.contains("not read again"), "{text}");
-        assert_eq!(settled.recv().await, Some((1, Settlement::Reject)));
+        assert_eq!(settled, Settlement::Reject);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_malformed_invite_that_somebody_may_have_rung_says_so() {
+        type Change = fn(&mut Delivery);
+        let (outbox, mut postings) = outbox(1);
+        let worker = Arc::new(worker(outbox));
+        let body = Bytes::from_static(b"{}");
+        let cases: [(Change, bool); 3] = [
+            (|_| {}, false),
+            (|delivery| delivery.redelivered = true, true),
+            (|delivery| delivery.given_up = Some(GivenUp::Expired), true),
+        ];
+        for (change, said) in cases {
+            let (published, _) = handled(&worker, &mut postings, &body, change).await;
+            let [outcome] = &published[..] else { panic!("{published:?}") };
+            assert_eq!(text(outcome).contains(r#""earlier_attempt":"possible""#), said, "{}", text(outcome));
+        }
     }
 }
