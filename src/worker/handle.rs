@@ -117,7 +117,7 @@ pub(super) async fn handle<G: Gateway>(
             let known = match admission {
                 Admission::Known(known) => {
                     worker.metrics.ledger_answer();
-                    known
+                    told_again(&known, &properties, story.as_deref())
                 }
                 Admission::New(ticket) => {
                     let note = story.as_deref_mut();
@@ -324,6 +324,17 @@ async fn unless_stopped<T>(
         if is_begun { Poll::Pending } else { told.as_mut().poll(cx).map(|()| None) }
     })
     .await
+}
+
+/// What is known of an invite, as an answer to this copy of it: whoever published it again looks for the correlation and the
+/// trace of now. Text and `message_id` are those of then.
+fn told_again(known: &Known, properties: &Properties, story: Option<&Story>) -> Known {
+    let again = |publication: &Publication| {
+        let mut publication = publication.clone();
+        carry(properties, story, &mut publication);
+        publication
+    };
+    known.iter().map(again).collect()
 }
 
 /// Returns when the worker is told to stop; a sender that is gone means the same.

@@ -213,7 +213,9 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::gateway::Push;
-    use super::super::mailbox::{GivenUp, Posting, Properties, Publication, Receipt, Settlement, outbox};
+    use super::super::mailbox::{
+        GivenUp, Posting, Properties, Publication, Receipt, Route, Settlement, outbox,
+    };
     use super::*;
     use crate::domain::id::Identity;
     use crate::domain::invite::tests::app;
@@ -328,5 +330,38 @@ mod tests {
             let [outcome] = &published[..] else { panic!("{published:?}") };
             assert_eq!(text(outcome).contains(r#""earlier_attempt":"possible""#), said, "{}", text(outcome));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_is_answered_under_its_own_correlation() {
+        let (outbox, mut postings) = outbox(2);
+        let worker = Arc::new(worker(outbox));
+        // Too late to be pushed.
+        let body = Bytes::from_static(
+            br#"{"call_id":"6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a","app":"acme","deadline":"1969-12-31T23:59:59Z","devices":[{"token":"ab01"}]}"#,
+        );
+        let mut told = Vec::new();
+        for (correlation, trace) in [("first", Some("00-a-b-01")), ("second", None)] {
+            let change = |delivery: &mut Delivery| {
+                delivery.properties = Properties {
+                    correlation_id: Some(correlation.to_owned()),
+                    reply_to: Some("caller".to_owned()),
+                    traceparent: trace.map(str::to_owned),
+                    ..Properties::default()
+                };
+            };
+            let (published, settled) = handled(&worker, &mut postings, &body, change).await;
+            assert_eq!(settled, Settlement::Ack);
+            let [outcome, reply] = &published[..] else { panic!("{published:?}") };
+            assert_eq!(reply.route, Route::Reply("caller".into()));
+            for one in [outcome, reply] {
+                assert_eq!(one.correlation_id.as_deref(), Some(correlation));
+                assert_eq!(one.traceparent.as_deref(), trace);
+            }
+            told.push((outcome.message_id.clone(), text(outcome)));
+        }
+        assert_eq!(told[0], told[1], "it is the same outcome");
+        assert!(told[0].1.contains(r#""result":"expired""#), "{}", told[0].1);
+        assert_eq!(worker.ledger.count(), (0, 1), "the second was answered from memory");
     }
 }
