@@ -103,9 +103,12 @@ impl Reader<'_> {
         Error::Missing(vec![Thing::Queue(self.queue.clone())])
     }
 
-    /// Readiness depends on the invites queues alone.
+    /// Readiness depends on the invites queues alone; of the other one it has a note.
     fn show(&self, unread: Option<&str>) {
-        if self.queue != EXPIRED {
+        if self.queue == EXPIRED {
+            let note = |why| format!("what the broker gave up on is not answered: {why}");
+            self.status.note(EXPIRED, unread.map(note));
+        } else {
             self.status.read(&self.queue, unread);
         }
     }

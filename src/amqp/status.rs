@@ -48,6 +48,8 @@ struct Facts {
     blocked: Option<String>,
     /// What results need and the broker lacks.
     lacking: Option<String>,
+    /// What the broker lacks and calls do not need, by name, each with a sentence for an operator.
+    notes: BTreeMap<&'static str, String>,
     /// The invites queues of the session, each with the reason why it is not read.
     queues: BTreeMap<String, Option<String>>,
     /// Since when nothing is consumed, if so.
@@ -87,6 +89,7 @@ impl Status {
             without: Some("not connected to the broker yet".to_owned()),
             blocked: None,
             lacking: None,
+            notes: BTreeMap::new(),
             queues: BTreeMap::new(),
             idle_since: Some(Instant::now()),
         })))
@@ -140,6 +143,20 @@ impl Status {
     /// Something that results need is missing, and what; or all of it is there.
     pub(super) fn lacking(&self, reason: Option<&str>) {
         self.change(|facts| facts.lacking = reason.map(str::to_owned));
+    }
+
+    /// Calls ring without it, and somebody misses it all the same; or it is there. `note`: a sentence for an operator.
+    pub(super) fn note(&self, name: &'static str, note: Option<String>) {
+        self.change(|facts| match note {
+            Some(note) => _ = facts.notes.insert(name, note),
+            None => _ = facts.notes.remove(name),
+        });
+    }
+
+    /// What the session does without, in sentences for an operator.
+    pub fn notes(&self) -> Vec<String> {
+        let facts = self.0.borrow();
+        if facts.without.is_some() { Vec::new() } else { facts.notes.values().cloned().collect() }
     }
 
     /// There is no session that consumes.
@@ -217,6 +234,23 @@ mod tests {
         status.blocked(None);
         status.lacking(None);
         assert!(matches!(status.state(), State::Partly { .. }));
+    }
+
+    #[tokio::test]
+    async fn what_a_session_does_without_is_noted_beside_its_state() {
+        let status = in_session();
+        status.read("a", None);
+        status.read("b", None);
+        status.note("expired", Some("first".to_owned()));
+        status.note("live", Some("second".to_owned()));
+        assert_eq!(
+            (status.state(), status.notes()),
+            (State::Consuming, vec!["first".into(), "second".into()])
+        );
+        status.note("expired", None);
+        assert_eq!(status.notes(), ["second"]);
+        status.not_consuming("lost");
+        assert!(status.notes().is_empty(), "without a session nobody knows");
     }
 
     #[tokio::test]

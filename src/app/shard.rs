@@ -353,11 +353,16 @@ fn watch_broker(
         }
     });
     let status = status.clone();
-    health.ready_when("amqp", move || match status.state() {
-        State::Consuming => Readiness::ready(),
-        State::Partly { reason } => Readiness::ready().with_note(reason),
-        State::NotConsuming { reason, .. } | State::Lacking { reason } => Readiness::not_ready(reason),
-        State::Blocked { reason } => Readiness::not_ready(format!("the broker blocks publishing: {reason}")),
+    health.ready_when("amqp", move || {
+        let readiness = match status.state() {
+            State::Consuming => Readiness::ready(),
+            State::Partly { reason } => Readiness::ready().with_note(reason),
+            State::NotConsuming { reason, .. } | State::Lacking { reason } => Readiness::not_ready(reason),
+            State::Blocked { reason } => {
+                Readiness::not_ready(format!("the broker blocks publishing: {reason}"))
+            }
+        };
+        status.notes().into_iter().fold(readiness, Readiness::with_note)
     });
 }
 

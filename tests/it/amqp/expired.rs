@@ -32,12 +32,15 @@ async fn a_session_lives_without_the_queue_of_the_expired_and_with_it_again() {
     held.receipt.ack();
     meanwhile.receipt.ack();
     assert_eq!(rig.status.state(), State::Consuming);
+    let noted = |note: &String| note.contains("queue ringcast.expired is missing");
+    assert!(rig.status.notes().iter().any(noted), "{:?}", rig.status.notes());
 
     supervisor::declare(&settings(vhost.uri())).await.unwrap();
     peer.fill(EXPIRED, ["after".to_owned()]).await;
     let after = rig.next().await;
     assert_eq!(after.body, "after");
     rig.await_metric("ringcast_amqp_missing{name=\"ringcast.expired\"} 0").await;
+    assert!(rig.status.notes().is_empty(), "{:?}", rig.status.notes());
     after.receipt.reject();
     peer.await_ready("ringcast.dead", 1).await;
     rig.stop().await;
