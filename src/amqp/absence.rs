@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::dial::Link;
-use super::topology::{Presence, Thing, Topology};
+use super::topology::{LIVE, Presence, Thing, Topology};
 use super::{Error, Settings, Status};
 use crate::metrics::Metrics;
 
@@ -21,8 +21,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// Between two looks that nothing asks for. While something is missing, they begin with [`AGAIN`] and double.
 const LOOK_EVERY: Duration = Duration::from_mins(5);
 
-/// Shows in the metrics what is there and what is not.
-pub(super) fn show(presence: &Presence, metrics: &Metrics) {
+/// Shows in the metrics what is there and what is not, and to whoever copies results whether there is somewhere to copy them to.
+pub(super) fn show(presence: &Presence, settings: &Settings, status: &Status, metrics: &Metrics) {
     for thing in &presence.there {
         metrics.amqp_missing(thing.name(), false);
     }
@@ -30,6 +30,10 @@ pub(super) fn show(presence: &Presence, metrics: &Metrics) {
     for thing in presence.needed.iter().chain(&presence.optional) {
         metrics.amqp_missing(thing.name(), true);
     }
+    let live = Thing::Exchange(LIVE.to_owned());
+    let is_missed = settings.live && presence.optional.contains(&live);
+    let note = || format!("nobody can look on, calls ring as ever: {}", Error::Missing(vec![live]));
+    status.note(LIVE, is_missed.then(note));
 }
 
 /// Whether something is missing that results need. A queue of invites is for its reader to tell.
@@ -64,7 +68,7 @@ pub(super) async fn watch(
         }
         // An error is a connection that is lost, and the session's to tell; or one that may yet answer.
         if let Ok(presence) = topology.check(link).await {
-            show(&presence, metrics);
+            show(&presence, settings, status, metrics);
             let is_whole = presence.needed.is_empty() && presence.optional.is_empty();
             pause = if is_whole { LOOK_EVERY } else { LOOK_EVERY.min(2 * pause) };
             if of_results(&presence, &settings.invites) {

@@ -25,7 +25,6 @@ use lapin::{Channel, Confirmation, PublisherConfirm};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::Error;
 use super::describe::describe;
 use super::dial::Link;
 use super::fate::{Answer, Returned, fates};
@@ -33,6 +32,7 @@ use super::limit::{ANSWER, patiently};
 use super::properties;
 use super::supervisor::{Phase, phase_of};
 use super::topology::LIVE;
+use super::{Error, Status};
 use crate::metrics::Metrics;
 use crate::worker::mailbox::{Posting, Publication, PublishError, Route};
 
@@ -56,8 +56,10 @@ pub(super) struct Outbox<'a> {
     pub(super) exchange: ShortString,
     pub(super) metrics: Arc<Metrics>,
     pub(super) unix_seconds: UnixSeconds,
-    /// Hears of each batch that the topology may be to blame for.
+    /// Hears of each batch, of copies as well, that the topology may be to blame for.
     pub(super) doubts: Arc<Notify>,
+    /// Knows whether there is somewhere to copy results to.
+    pub(super) status: Status,
     /// The log has it already that copies are refused.
     pub(super) refusal_told: AtomicBool,
 }
@@ -68,6 +70,11 @@ fn destination(posting: &Posting) -> Option<&str> {
         Route::Results(key) => Some(key.split('.').next().unwrap_or_default()),
         Route::Reply(_) | Route::Live(_) => None,
     }
+}
+
+/// Whether it is a copy for onlookers.
+fn is_live(posting: &Posting) -> bool {
+    matches!(posting.publication.route, Route::Live(_))
 }
 
 struct Lane {
@@ -208,9 +215,14 @@ impl Outbox<'_> {
     /// then share a write, and a wake-up of the library's thread and of this one.
     fn hand_over<'a>(&'a self, lane: &'a Lane, postings: &'a [Posting]) -> Vec<Handed<'a>> {
         let now = (self.unix_seconds)();
+        // The broker would close the channel over a copy for an exchange that is missing, and with it replies would be lost.
+        let is_blind = self.status.is_noted(LIVE);
         let _held = self.link.hold();
         let publish = |posting: &'a Posting| {
             let publication = &posting.publication;
+            if is_blind && is_live(posting) {
+                return None;
+            }
             let key = ShortString::try_new(routing_key(publication)).ok()?;
             let (exchange, delivery_mode, mandatory) = match publication.route {
                 Route::Results(_) => (self.exchange.clone(), PERSISTENT, true),
@@ -304,11 +316,15 @@ impl Outbox<'_> {
         let written = self.within("publishing copies", written(&mut handed)).await;
         drop(handed);
         written.map_err(Error::Lost)?;
+        let were_live = copies.postings.iter().any(is_live);
         for posting in copies.postings.drain(..) {
             settle(&self.metrics, posting, Ok(()));
         }
         if lane.channel.status().connected() {
             return Ok(lane);
+        }
+        if were_live {
+            self.doubts.notify_one();
         }
         // Whoever publishes invites may ask for copies that are refused.
         if !self.refusal_told.swap(true, Ordering::Relaxed) {

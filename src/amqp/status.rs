@@ -153,6 +153,11 @@ impl Status {
         });
     }
 
+    /// Whether somebody misses it.
+    pub(super) fn is_noted(&self, name: &str) -> bool {
+        self.0.borrow().notes.contains_key(name)
+    }
+
     /// What the session does without, in sentences for an operator.
     pub fn notes(&self) -> Vec<String> {
         let facts = self.0.borrow();

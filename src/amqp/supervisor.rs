@@ -278,7 +278,7 @@ impl Keeper {
             self.topology.declare(publish).await?;
         }
         let presence = self.topology.check(publish).await?;
-        absence::show(&presence, &self.metrics);
+        absence::show(&presence, &settings, &self.status, &self.metrics);
         self.diary.optional(&presence.optional);
         if absence::of_results(&presence, &settings.invites) {
             return Err(Error::Missing(presence.needed));
@@ -289,6 +289,7 @@ impl Keeper {
             metrics: Arc::clone(&self.metrics),
             unix_seconds: Arc::clone(&self.unix_seconds),
             doubts: Arc::clone(doubts),
+            status: self.status.clone(),
             refusal_told: AtomicBool::new(false),
         })
     }

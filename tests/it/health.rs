@@ -1,5 +1,8 @@
 //! What the worker says of itself while its peers come and go.
 
+use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+
+use crate::amqp::Peer;
 use crate::apple::Apple;
 use crate::client;
 use crate::http;
@@ -105,6 +108,38 @@ async fn a_worker_without_apple_is_alive_and_not_ready() {
     assert_eq!(worker.fetch("/livez").await.0, 200, "nor is a missing Apple");
     worker.stop().await;
     broker.stop().await.expect("the broker stops");
+}
+
+#[tokio::test]
+async fn a_worker_is_ready_without_what_calls_do_not_need_and_says_what() {
+    let place = Place::new("health-optional");
+    let vhost = Vhost::new().await;
+    let apple = Apple::start(&place, (0, 0), "").await;
+    let mut config = Config::new(&apple);
+    config.text("amqp", "uri", &vhost.uri()).set("amqp", "live", "true");
+    declare(&place, &config).await;
+    let peer = Peer::new(&vhost.uri()).await;
+    let live = peer.channel.exchange_delete("ringcast.live".into(), ExchangeDeleteOptions::default());
+    live.await.expect("it is gone");
+    let expired = peer.channel.queue_delete("ringcast.expired".into(), QueueDeleteOptions::default());
+    expired.await.expect("it is gone");
+
+    let mut worker = Worker::start_ready(&place, &config, "worker").await;
+    let lacks = ["exchange ringcast.live is missing", "queue ringcast.expired is missing"];
+    let names_both = |status: u16, text: &str| status == 200 && lacks.iter().all(|it| text.contains(it));
+    worker.await_endpoint("/readyz", READY_WITHIN, names_both).await;
+    assert!(["exchange ringcast.live", "queue ringcast.expired"].iter().all(|it| worker.log().contains(it)));
+    let missing = "ringcast_amqp_missing{name=\"ringcast.live\"} 1";
+    worker.await_endpoint("/metrics", READY_WITHIN, |_, text| text.contains(missing)).await;
+    let plan = Plan::new(40, 9);
+    client::publish(&vhost.uri(), "ringcast.invites", &plan.messages()).await;
+    client::await_depth(&vhost.uri(), "ringcast.outcomes", 40, READY_WITHIN).await;
+    assert!(!worker.log().contains("refused a copy"), "none is sent to where nothing is: {}", worker.log());
+
+    declare(&place, &config).await;
+    let bare = |status: u16, text: &str| status == 200 && !text.contains("missing");
+    worker.await_endpoint("/readyz", READY_WITHIN, bare).await;
+    worker.stop().await;
 }
 
 #[tokio::test]
