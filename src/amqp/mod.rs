@@ -4,8 +4,9 @@
 //! and when one of the two is lost, tears all of it down and builds it anew. A channel that is lost costs its queue or its lane
 //! alone. The client library's own recovery stays off, because it leaves consumers that wait for ever. [`dial`] makes a
 //! connection, to the `host` whose turn it is, [`topology`] knows every queue and exchange, `reader` keeps each queue being
-//! read, by an `inbox` that consumes and settles on `terms` that may change, `outbox` publishes, `absence` notices what goes
-//! missing, [`live`] looks on. Towards the worker there are only the two flows of `worker::mailbox`.
+//! read, by an `inbox` that consumes and settles on `terms` that may change, `outbox` publishes by the lanes of a `road` to each
+//! destination, `absence` notices what goes missing, [`live`] looks on. Towards the worker there are only the two flows of
+//! `worker::mailbox`.
 
 mod absence;
 mod describe;
@@ -19,6 +20,7 @@ mod outbox;
 mod properties;
 mod reader;
 mod repair;
+mod road;
 mod settlement;
 mod socket;
 pub mod status;

@@ -10,7 +10,6 @@
 //! the connection lives: deliveries stay with us, and other batches go on. Copies, for `reply_to` and for onlookers, are a
 //! destination without confirms. They are left out where the broker does not take them as fast as they come.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +20,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation, PublisherConfirm};
+use lapin::{Confirmation, PublisherConfirm};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -30,19 +29,13 @@ use super::dial::Link;
 use super::fate::{Answer, Returned, fates};
 use super::limit::{ANSWER, patiently};
 use super::properties;
+use super::road::{BATCH, Lane, Road, destination};
 use super::supervisor::{Phase, phase_of};
 use super::topology::LIVE;
 use super::{Error, Status};
 use crate::metrics::Metrics;
 use crate::worker::mailbox::{Posting, Publication, PublishError, Route};
 
-/// Batches on their way to one destination at once.
-const LANES: usize = 4;
-/// Publications of one batch at most; 800 unconfirmed of a destination. A channel may have 200 on their way whatever
-/// happens to their queue; beyond that, RabbitMQ's flow control stops reading from the whole connection
-/// (`credit_flow_default_credit` is 400, renewed by 200). The client library scans all of a channel's for each confirm of
-/// many.
-const BATCH: usize = 200;
 /// The least age of a lane's channel when the next one is opened, so that one that is closed each time does not spin.
 const LANE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -64,57 +57,9 @@ pub(super) struct Outbox<'a> {
     pub(super) refusal_told: AtomicBool,
 }
 
-/// Where a posting goes: the first word of a result's routing key; `None`: it is a copy.
-fn destination(posting: &Posting) -> Option<&str> {
-    match &posting.publication.route {
-        Route::Results(key) => Some(key.split('.').next().unwrap_or_default()),
-        Route::Reply(_) | Route::Live(_) => None,
-    }
-}
-
 /// Whether it is a copy for onlookers.
 fn is_live(posting: &Posting) -> bool {
     matches!(posting.publication.route, Route::Live(_))
-}
-
-struct Lane {
-    channel: Channel,
-    since: Instant,
-}
-
-/// The lanes to one destination, and what waits for one. No more can wait than the worker has unsettled.
-struct Road {
-    /// As [`destination`] has it.
-    destination: Option<String>,
-    waiting: VecDeque<Posting>,
-    idle: Vec<Lane>,
-    lanes: usize,
-}
-
-impl Road {
-    fn to(destination: Option<&str>) -> Self {
-        let destination = destination.map(str::to_owned);
-        Self { destination, waiting: VecDeque::new(), idle: Vec::new(), lanes: 0 }
-    }
-
-    fn carries_results(&self) -> bool {
-        self.destination.is_some()
-    }
-
-    /// The next batch and its lane, which is to be opened where there is none yet.
-    fn next(&mut self) -> Option<(Option<Lane>, Vec<Posting>)> {
-        if self.waiting.is_empty() {
-            return None;
-        }
-        let lane = self.idle.pop();
-        if lane.is_none() {
-            if self.lanes == LANES {
-                return None;
-            }
-            self.lanes += 1;
-        }
-        Some((lane, self.waiting.drain(..self.waiting.len().min(BATCH)).collect()))
-    }
 }
 
 impl Outbox<'_> {
@@ -159,12 +104,9 @@ impl Outbox<'_> {
                             roads.push(Road::to(destination));
                             roads.len() - 1
                         });
-                        let road = &mut roads[place];
-                        if !road.carries_results() && road.waiting.len() >= BATCH {
-                            // A copy that finds no room is left out.
+                        // A copy that finds no room is left out.
+                        if let Some(posting) = roads[place].take(posting) {
                             settle(&self.metrics, posting, Ok(()));
-                        } else {
-                            road.waiting.push_back(posting);
                         }
                     }
                 }
