@@ -58,6 +58,9 @@ pub fn policies(settings: &Settings, deadline_max: Duration) -> Result<String, E
             quote(&definition)
         );
     }
+    text.push_str(
+        "# How large a message may be is no policy, but a setting of the whole broker: max_message_size in rabbitmq.conf.\n",
+    );
     Ok(text)
 }
 
@@ -164,6 +167,11 @@ mod tests {
             assert_eq!(text.matches(&format!(r"ringcast\.{queue}")).count(), 1, "{queue} in\n{text}");
         }
         assert!(text.contains(r#"'{"max-length":100000,"message-ttl":90000}'"#), "{text}");
+        assert!(
+            text.lines().all(|line| line.starts_with("# ") || line.starts_with("rabbitmqctl ")),
+            "{text}"
+        );
+        assert!(text.contains("max_message_size"), "{text}");
         assert!(!text.contains("hunter2"));
     }
 
