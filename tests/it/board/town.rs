@@ -128,6 +128,11 @@ impl Town {
     pub(super) async fn strike(&mut self, incident: Incident) {
         match incident {
             Incident::Slow => {
+                // For some seconds longer than a request may take: where nobody has answered yet, attempts are given up and answered
+                // late.
+                let later =
+                    Fault::latency(Duration::from_millis(2200), Duration::from_millis(2600)).times(120);
+                self.struck.push(self.apple.faults().add(later));
                 let late = Fault::latency(Duration::from_millis(100), Duration::from_millis(2600));
                 self.sometimes(0.3, late);
                 self.sometimes(0.03, Fault::silence(true));
