@@ -40,14 +40,19 @@ impl Gateway for Apns {
         })?;
         home.parts.metrics.stage("slot", written - asked);
         // By both clocks: tokio's stands still while the machine is suspended.
-        if written >= push.deadline || slot.pool().parts.clock.unix_ms() >= push.deadline_at.unix_ms() {
+        if written >= push.deadline {
             return Err(PushError::NotSent(None));
+        }
+        if slot.pool().parts.clock.unix_ms() >= push.deadline_at.unix_ms() {
+            return Err(PushError::NotSent(Some(
+                "it has come by the wall's clock, which was set or stood still".into(),
+            )));
         }
         let request = write(slot.pool(), &slot, push, written)?;
         push.trail.mark(slot.connection.id, written);
         let response = match request.answer(slot, push, written).await {
             Err(unsure @ PushError::Unknown(_)) => {
-                push.trail.lose(home.turn());
+                push.trail.lose(home.turn(), push.trail.last());
                 return Err(unsure);
             }
             answered => answered?,
@@ -63,6 +68,9 @@ impl Gateway for Apns {
 
 /// The head of an answer, or why there is none.
 type Answered = Result<http::Response<h2::RecvStream>, h2::Error>;
+
+/// When a request was written, and when its connection was judged last: it is to be judged again.
+type Unjudged = (Instant, Instant);
 
 /// A request that h2 has. The stream is kept, so that a body that was not taken can be called back.
 struct Request {
@@ -90,7 +98,7 @@ impl Drop for Held<'_> {
         if let Some((slot, request)) = self.request.take()
             && self.push.trail.is_done()
         {
-            reap(slot, request, self.push, Some(self.written));
+            reap(slot, request, self.push, Some((self.written, self.written)));
         }
     }
 }
@@ -175,20 +183,20 @@ impl Request {
         heed(&pool, &mut slot, &response, now)?;
         if is_cut_short(&response, is_whole) {
             // It did not ring; another one may say since when.
-            return Err(PushError::NotProcessed(format!("its {} broke off", response.status)));
+            return Err(PushError::CutShort(response));
         }
         Ok(response)
     }
 
     /// The request is late. While its connection is slow, not stalled, to push elsewhere would ring the phone twice: the answer is
     /// waited for, and the connection judged once for every `request_timeout`. `Err`: given up, because it was found stalled, or
-    /// (`Some`) because the call is over, with the instant since which it is still to be judged.
+    /// (`Some`) because the call is over, and it is still to be judged.
     async fn wait_on(
         &mut self,
         slot: &Slot,
         push: &Push,
         written: Instant,
-    ) -> Result<Answered, Option<Instant>> {
+    ) -> Result<Answered, Option<Unjudged>> {
         let (pool, connection) = (slot.pool(), &slot.connection);
         let mut since = written;
         let given_up = loop {
@@ -197,9 +205,9 @@ impl Request {
                 return Ok(answered);
             }
             if push.answer_by < limit {
-                break Some(since);
+                break Some((written, since));
             }
-            if !pool.miss_answer(connection, since) {
+            if !pool.miss_answer(connection, written, since) {
                 break None;
             }
             since = limit;
@@ -219,7 +227,7 @@ impl Request {
         if Instant::now() >= push.deadline {
             return PushError::NotSent(Some(why.to_owned()));
         }
-        slot.pool().miss_answer(&slot.connection, written);
+        slot.pool().miss_answer(&slot.connection, written, written);
         PushError::NotProcessed(why.to_owned())
     }
 
@@ -278,16 +286,16 @@ fn heed(pool: &Pool, slot: &mut Slot, response: &Response, now: Instant) -> Resu
 
 /// Waits on for the answer of a request that was given up: it tells the truth, if its call is not over, and is counted; its stream
 /// stays given out until then. Where the call's end came first (`unjudged`) the connection is judged when the request's limit comes.
-fn reap(mut slot: Slot, mut request: Request, push: &Push, unjudged: Option<Instant>) {
+fn reap(mut slot: Slot, mut request: Request, push: &Push, unjudged: Option<Unjudged>) {
     let (late, heard) = oneshot::channel();
     push.trail.hear_late(heard);
     tokio::spawn(async move {
         let pool = Arc::clone(slot.pool());
         let mut answered = None;
-        if let Some(since) = unjudged {
+        if let Some((written, since)) = unjudged {
             answered = timeout_at(since + pool.parts.request_timeout, &mut request.answer).await.ok();
             if answered.is_none() {
-                pool.miss_answer(&slot.connection, since);
+                pool.miss_answer(&slot.connection, written, since);
             }
         }
         if answered.is_none() {

@@ -330,22 +330,23 @@ impl Pool {
         connection.cut();
     }
 
-    /// A request was not answered within its limit. Whether its connection may stay, because it is slow and not stalled: it answered
-    /// others since the request was written, or its siblings, too, answered none but older ones. Where they answered newer ones, it
-    /// is given up with all that it holds. Where nobody answers, it only gets no new requests, since the slow truth may still come;
-    /// but the last one that ever served goes on beside fresh ones, which carry one stream until they are answered.
-    pub(super) fn miss_answer(&self, connection: &Connection, written: Instant) -> bool {
-        let since = |at: Option<Instant>| at.is_some_and(|at| at >= written);
+    /// A request that was written at that time was not answered, for a whole limit `since` it was judged last. Whether its connection may
+    /// stay, because it is slow and not stalled: it answered others since, or its siblings, too, answered none but older ones. Where
+    /// they answered newer ones, it is given up with all that it holds. Where nobody answers, it only gets no new requests, since
+    /// the slow truth may still come; but the last one that ever served goes on beside fresh ones that have no room, since they carry
+    /// one stream until they are answered.
+    pub(super) fn miss_answer(&self, connection: &Connection, written: Instant, since: Instant) -> bool {
+        let after = |from: Instant, at: Option<Instant>| at.is_some_and(|at| at >= from);
         let state = self.state.lock();
         let (own, siblings): (Vec<_>, Vec<_>) =
             state.lanes.iter().partition(|lane| lane.connection.id == connection.id);
-        let answers = own.iter().any(|lane| since(lane.answered));
-        let newer = siblings.iter().any(|lane| since(lane.newest_answered));
-        let older = siblings.iter().any(|lane| since(lane.answered));
+        let answers = own.iter().any(|lane| after(since, lane.answered));
+        let newer = siblings.iter().any(|lane| after(written, lane.newest_answered));
+        let older = siblings.iter().any(|lane| after(since, lane.answered));
         let mut in_use = siblings.iter().filter(|lane| lane.is_in_use()).peekable();
         let is_last = connection.is_proven()
             && in_use.peek().is_some()
-            && !in_use.any(|lane| lane.connection.is_proven());
+            && in_use.all(|lane| !lane.connection.is_proven() && !lane.open.is_empty());
         drop(state);
         match (answers, newer, older) {
             (true, ..) | (_, false, true) => return true,

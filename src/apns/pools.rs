@@ -186,7 +186,8 @@ impl Apns {
             let table = self.table();
             let home = Arc::clone(&table.entry(push.app.index, push.environment).pool);
             let pool = home.for_token(&push.token);
-            let ask = Ask { avoid: push.trail.last(), lost: push.trail.lost() };
+            let (avoid, lost, lost_on) = (push.trail.last(), push.trail.lost(), push.trail.lost_on());
+            let ask = Ask { avoid, lost, lost_on };
             if let Some(slot) = pool.take(ask, now)? {
                 return Ok((home, slot, now));
             }

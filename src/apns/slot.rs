@@ -107,8 +107,11 @@ pub(super) struct Ask {
     /// The one that failed last; another is preferred. 0: none failed.
     pub avoid: u64,
     /// An attempt that may have rung was given up at this turn, and only one more is worth it: it goes where something was
-    /// heard later. Whatever killed one connection may have killed all. 0: none was given up.
+    /// heard later, and not where it was given up, unless there is nothing else. Whatever killed one connection may have killed
+    /// all. 0: none was given up.
     pub lost: u64,
+    /// The connection that it was given up on.
+    pub lost_on: u64,
 }
 
 struct Waiter {
@@ -139,8 +142,13 @@ pub(super) struct Place<'a> {
 impl State {
     /// A slot on the least loaded connection that has room: an undoubted one before others, and the one to avoid last.
     pub(super) fn take(&mut self, pool: &Arc<Pool>, ask: Ask, now: Instant) -> Option<Slot> {
+        // Of few, and for a repeat alone.
+        let others = ask.lost != 0
+            && self.lanes.iter().any(|lane| lane.is_in_use() && lane.connection.id != ask.lost_on);
+        let may_repeat =
+            |lane: &Lane| lane.heard > ask.lost && !(others && lane.connection.id == ask.lost_on);
         let may_carry =
-            |lane: &&mut Lane| lane.open.len() < lane.limit() && (ask.lost == 0 || lane.heard > ask.lost);
+            |lane: &&mut Lane| lane.open.len() < lane.limit() && (ask.lost == 0 || may_repeat(lane));
         let rank = |lane: &&mut Lane| {
             (lane.doubt, lane.connection.id == ask.avoid, lane.due.is_some(), lane.open.len())
         };

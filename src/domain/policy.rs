@@ -43,6 +43,9 @@ pub enum PushError {
     /// APNs refused the provider token, not the push.
     #[error("the provider token was refused: {} {}", .0.status, .0.reason_label())]
     ProviderToken(Response),
+    /// APNs called the token dead, and broke off before it said since when. It did not ring.
+    #[error("the answer {} broke off", .0.status)]
+    CutShort(Response),
 }
 
 /// Where a device's time ran out.
@@ -184,11 +187,16 @@ impl Progress {
             // Another attempt may have rung.
             _ if self.ambiguous > 0 => return None,
             Meaning::Refused(action) => Verdict::Rejected(action),
-            Meaning::ProviderTokenRefused => Verdict::Rejected(Action::FixConfig),
             Meaning::Throttled => Verdict::Throttled,
-            Meaning::Transient => return None,
+            // It did not ring, and another attempt may.
+            Meaning::ProviderTokenRefused | Meaning::Transient => return None,
         };
         Some(verdict)
+    }
+
+    /// Whether an attempt may have rung.
+    pub fn may_have_rung(&self) -> bool {
+        self.ambiguous > 0
     }
 
     /// What a verdict that would be `Unknown` is when no late answer decided.
@@ -242,6 +250,13 @@ impl Policy {
                     return Step::Finish(Verdict::Unknown);
                 }
                 self.counted_retry(progress, Class::Ambiguous, Duration::ZERO, remaining)
+            }
+            // Another answer may be whole.
+            Err(PushError::CutShort(_)) => {
+                progress.counted += 1;
+                progress.unprocessed_in_a_row = 0;
+                let wait = TRANSIENT_WAIT.mul_f64(1.0 + 2.0 * jitter);
+                self.counted_retry(progress, Class::Transient, wait, remaining)
             }
             Err(PushError::NotProcessed(_)) => {
                 progress.unprocessed_in_a_row += 1;
@@ -332,6 +347,7 @@ mod tests {
         let busy = || answer(503, "ServiceUnavailable");
         let closed = || Err(PushError::CredentialRefused("since then".into()));
         let expired_token = || Err(PushError::ProviderToken(answer(403, "ExpiredProviderToken").unwrap()));
+        let cut_short = || Err(PushError::CutShort(answer(410, "Unregistered").unwrap()));
         let table = [
             (vec![ok()], Verdict::Accepted, vec![]),
             (vec![busy(), ok()], Verdict::Accepted, vec![Transient]),
@@ -350,6 +366,8 @@ mod tests {
                 vec![Unprocessed; 3],
             ),
             (vec![expired_token(), ok()], Verdict::Accepted, vec![Unprocessed]),
+            (vec![cut_short(), answer(410, "Unregistered")], Verdict::InvalidToken, vec![Transient]),
+            (vec![cut_short(), cut_short(), cut_short()], Verdict::Failed, vec![Transient, Transient]),
             (
                 vec![expired_token(); 1 + PROVIDER_TOKEN_REPEATS_MAX as usize],
                 Verdict::Rejected(Action::FixConfig),

@@ -91,15 +91,20 @@ pub(super) async fn dispatch<G: Gateway>(
             });
         }
         match result {
-            Ok(answer) | Err(PushError::ProviderToken(answer)) => response = Some(answer),
+            Ok(answer) | Err(PushError::ProviderToken(answer) | PushError::CutShort(answer)) => {
+                response = Some(answer);
+            }
             Err(failure) => {
-                late.expect(push, progress.attempts());
+                late.expect(push, progress.attempts(), class);
                 error = Some(failure);
             }
         }
         match step {
-            Step::Finish(Verdict::Accepted) => break (Verdict::Accepted, ended),
-            _ if late.has_decided() => break (Verdict::Unknown, ended),
+            // What the newest attempt says of the token or the phone is the truth.
+            Step::Finish(verdict @ (Verdict::Accepted | Verdict::InvalidToken | Verdict::SuspectToken)) => {
+                break (verdict, ended);
+            }
+            _ if late.has_decided(&progress) => break (Verdict::Unknown, ended),
             Step::Finish(verdict) => break (verdict, ended),
             Step::Retry { after, class: next } => {
                 class = next;
@@ -113,7 +118,7 @@ pub(super) async fn dispatch<G: Gateway>(
         let grace = push.answer_by.saturating_duration_since(push.deadline);
         let until = (Instant::now() + grace).min(push.answer_by);
         if let Some(heard) = late.decide(&mut progress, until).await {
-            notes.hear(push, class, &heard);
+            notes.hear(push, &heard);
             (verdict, ended, response) = (heard.verdict, heard.at, Some(heard.response));
         } else {
             verdict = progress.unheard();

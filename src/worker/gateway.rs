@@ -78,6 +78,7 @@ pub struct Trail {
     first: OnceLock<Instant>,
     connection: AtomicU64,
     lost: AtomicU64,
+    lost_on: AtomicU64,
     /// Attempts that were written.
     marks: AtomicU32,
     /// What became of the push is known.
@@ -139,15 +140,21 @@ impl Trail {
         self.first.get().copied()
     }
 
-    /// An attempt may have rung and is given up, at that turn of the gateway's; turns start at 1.
-    pub fn lose(&self, turn: u64) {
+    /// An attempt on that connection may have rung and is given up, at that turn of the gateway's; turns start at 1.
+    pub fn lose(&self, turn: u64, connection: u64) {
         self.lost.store(turn, Ordering::Relaxed);
+        self.lost_on.store(connection, Ordering::Relaxed);
     }
 
     /// When an attempt that may have rung was given up, 0 for never. It is repeated once at most, so that the repeat must go
     /// where there was life since.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// The connection that it was given up on, 0 for none.
+    pub fn lost_on(&self) -> u64 {
+        self.lost_on.load(Ordering::Relaxed)
     }
 
     /// The connection of the last attempt, 0 before the first.

@@ -9,7 +9,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, timeout_at};
 
 use super::gateway::{Gateway, Push};
-use crate::domain::policy::{Progress, PushError, Verdict};
+use crate::domain::policy::{Class, Progress, PushError, Verdict};
 use crate::domain::response::Response;
 
 /// What is awaited of one push's attempts, and what came of it.
@@ -19,8 +19,8 @@ pub(super) struct Late {
     decided: Option<Heard>,
 }
 
-/// The number of an attempt, and its answer, if it comes.
-type Awaited = BoxFuture<'static, (u32, Option<Response>)>;
+/// An attempt by its number and its class, and its answer, if it comes.
+type Awaited = BoxFuture<'static, (u32, Class, Option<Response>)>;
 
 /// One more attempt.
 pub(super) enum Repeat {
@@ -34,6 +34,8 @@ pub(super) enum Repeat {
 pub(super) struct Heard {
     /// Which attempt's it is, from 1.
     pub(super) number: u32,
+    /// Why that one was made.
+    pub(super) class: Class,
     /// What it decides.
     pub(super) verdict: Verdict,
     /// The answer.
@@ -44,15 +46,21 @@ pub(super) struct Heard {
 
 impl Late {
     /// This attempt was given up.
-    pub(super) fn expect(&mut self, push: &Push, number: u32) {
+    pub(super) fn expect(&mut self, push: &Push, number: u32, class: Class) {
         if let Some(answer) = push.trail.take_late() {
-            let answer = async move { (number, answer.await.ok()) };
+            let answer = async move { (number, class, answer.await.ok()) };
             self.awaited.get_or_insert_default().push(answer.boxed());
         }
     }
 
-    /// Whether an answer came that decides.
-    pub(super) fn has_decided(&self) -> bool {
+    /// Whether an answer came that decides. A refusal does not, where another attempt may have rung since.
+    pub(super) fn has_decided(&mut self, progress: &Progress) -> bool {
+        let of_token = |heard: &mut Heard| {
+            matches!(heard.verdict, Verdict::Accepted | Verdict::InvalidToken | Verdict::SuspectToken)
+        };
+        if progress.may_have_rung() {
+            self.decided.take_if(|heard| !of_token(heard));
+        }
         self.decided.is_some()
     }
 
@@ -94,19 +102,19 @@ impl Late {
 
     /// Ends when an answer decides, or when no more can come.
     async fn hear(&mut self, progress: &mut Progress) {
-        while let Some((number, response)) = self.next().await {
+        while let Some((number, class, response)) = self.next().await {
             if let Some(verdict) = progress.hear(&response) {
-                self.decided = Some(Heard { number, verdict, response, at: Instant::now() });
+                self.decided = Some(Heard { number, class, verdict, response, at: Instant::now() });
                 return;
             }
         }
     }
 
     /// The next answer; `None` when no more can come.
-    async fn next(&mut self) -> Option<(u32, Response)> {
-        while let Some((number, answer)) = self.awaited.as_mut()?.next().await {
+    async fn next(&mut self) -> Option<(u32, Class, Response)> {
+        while let Some((number, class, answer)) = self.awaited.as_mut()?.next().await {
             if let Some(answer) = answer {
-                return Some((number, answer));
+                return Some((number, class, answer));
             }
         }
         self.awaited = None;
@@ -174,7 +182,8 @@ mod tests {
     }
 
     fn response(status: u16) -> Response {
-        let reason = (status != 200).then(|| Reason::parse("Unregistered"));
+        let word = if status == 429 { "TooManyRequests" } else { "Unregistered" };
+        let reason = (status != 200).then(|| Reason::parse(word));
         Response { status, reason, invalid_since: None }
     }
 
@@ -245,5 +254,17 @@ mod tests {
         let busy = [(0, Some((6_000, 503))), (0, Some((5_500, 503))), (0, Some((100, 503)))];
         let (told, took) = ring(20_000, &busy).await;
         assert_eq!((told.verdict, told.attempts, took), (Verdict::Failed, 3, 10_500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_older_refusal_does_not_speak_for_a_repeat_that_may_have_rung() {
+        // The repeat is on its way when the first one is refused, and has no answer itself.
+        let (told, took) = ring(20_000, &[(0, Some((6_000, 429))), (0, None), (0, None)]).await;
+        assert_eq!((told.verdict, told.attempts, took), (Verdict::Unknown, 3, 15_000));
+        let (told, took) = ring(20_000, &[(0, Some((6_000, 429))), (2_000, None)]).await;
+        assert_eq!((told.verdict, told.attempts, took), (Verdict::Throttled, 1, 6_000));
+        // What is said of the token later is said of it.
+        let (told, took) = ring(20_000, &[(0, Some((6_000, 429))), (0, Some((2_000, 410)))]).await;
+        assert_eq!((told.verdict, told.attempts, took), (Verdict::InvalidToken, 2, 7_000));
     }
 }

@@ -85,10 +85,12 @@ impl End {
     /// What the gateway made of it.
     pub(super) fn of(result: &Result<Response, PushError>) -> Self {
         match result {
-            Ok(response) | Err(PushError::ProviderToken(response)) => Self::Answered {
-                status: response.status,
-                reason: response.reason.as_ref().map(|reason| reason.as_str().to_owned()),
-            },
+            Ok(response) | Err(PushError::ProviderToken(response) | PushError::CutShort(response)) => {
+                Self::Answered {
+                    status: response.status,
+                    reason: response.reason.as_ref().map(|reason| reason.as_str().to_owned()),
+                }
+            }
             Err(error) => {
                 let text = error.to_string().chars().take(ERROR_MAX).collect();
                 match error {
@@ -120,12 +122,13 @@ impl Notes {
     }
 
     /// An attempt that was given up was answered after all.
-    pub(super) fn hear(&mut self, push: &Push, class: Class, heard: &Heard) {
+    pub(super) fn hear(&mut self, push: &Push, heard: &Heard) {
         let end = End::Answered {
             status: heard.response.status,
             reason: heard.response.reason.as_ref().map(|reason| reason.as_str().to_owned()),
         };
         let (environment, number, at) = (push.environment, Some(heard.number), heard.at);
+        let class = heard.class;
         self.add(Attempt {
             environment,
             number,

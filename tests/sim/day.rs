@@ -112,7 +112,7 @@ fn nothing_is_pushed_at_a_deadline_on_the_wall_though_time_seems_to_be_left() {
         push_once(&apns, 1, &clock).await;
         // Suspended for a while: the wall's clock went on, the other stood still.
         let late = Push { deadline_at: Timestamp::from_unix_ms(clock.unix_ms()), ..push(2, &clock) };
-        assert!(matches!(apns.push(&late).await, Err(PushError::NotSent(None))));
+        assert!(matches!(apns.push(&late).await, Err(PushError::NotSent(Some(_)))));
         assert_eq!(world.simulator.journal().records().len(), 1);
         apns.close().await;
     });

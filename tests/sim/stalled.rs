@@ -153,6 +153,51 @@ fn an_apple_slower_than_the_request_timeout_rings_once_and_is_waited_for() {
     assert!((1..=130).contains(&twice), "{twice} of 1,500 were pushed twice");
 }
 
+/// Calls that come one by one find the same connection, beside one that has never carried any.
+#[test]
+fn one_that_answers_pings_alone_is_left_though_calls_are_few() {
+    let mut plan = Plan::wide(2, 4).event(2_000, Event::Apple(Fault::silence(false).connection(1)));
+    for call in 0..20 {
+        plan = plan.call(call, &format!("call-{call}"), 500 + 1_700 * call, 20_000, &[call], STARTED_AT);
+    }
+    let history = tell(plan);
+    let told = told(&history);
+    let repeated = told.values().filter(|told| told.attempts > 1).count();
+    for (token, told) in &told {
+        assert_eq!(told.result, "accepted", "{token}: {}", told.error);
+        assert!(told.latency_ms < 5_500, "{token}: {} ms", told.latency_ms);
+    }
+    assert!((1..=4).contains(&repeated), "{repeated} calls were on it");
+}
+
+/// While everything takes longer than `request_timeout`, one connection falls silent: that its sibling answers newer requests shows it.
+#[test]
+fn one_that_answers_pings_alone_is_left_though_its_sibling_is_slow() {
+    let slow = Fault::latency(8_000 * MS, 8_000 * MS);
+    let mute = Fault::silence(false).connection(3);
+    let mut plan = Plan::wide(2, 2).event(3_000, Event::Apple(slow)).event(20_000, Event::Apple(mute));
+    for call in 0..240 {
+        plan = plan.call(call, &format!("call-{call}"), 500 + 100 * call, 60_000, &[call], STARTED_AT);
+    }
+    let history = tell(plan);
+    let records = by_token(&history);
+    let held: Vec<_> = records
+        .values()
+        .filter(|of_token| of_token[0].connection == 3 && at(of_token[0]) >= 20_000)
+        .collect();
+    assert!(held.len() >= 10, "{} calls were on it", held.len());
+    for of_token in held {
+        let again = of_token.get(1).map(|record| (record.connection, at(record) - at(of_token[0])));
+        assert!(
+            again.is_some_and(|(connection, after)| connection != 3 && after <= 10_100),
+            "{}: {again:?}, after two limits at most",
+            of_token[0].token
+        );
+    }
+    // Where the repeats were all there was, nobody could say whether they are slow or lost.
+    assert!(told(&history).values().all(|told| ["accepted", "unknown"].contains(&told.result.as_str())));
+}
+
 #[test]
 fn a_request_that_is_lost_on_a_connection_that_answers_is_not_pushed_again() {
     let lost = Fault::silence(true).token(&token(700));
