@@ -200,8 +200,8 @@ fn report<G>(worker: &Worker<G>, ended: std::thread::Result<Fate>) -> usize {
         Ok(fate) => usize::from(fate == Fate::GivenBack),
         Err(panic) => {
             worker.metrics.handler_panic();
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let error = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            // What was made up when it happened may hold what the invite said.
+            let error = panic.downcast_ref::<&str>().copied();
             tracing::error!(error, "the handler of an invite died; the invite is requeued");
             0
         }
