@@ -104,16 +104,7 @@ mod tests {
 
     fn posting(route: Route) -> (Posting, Answered) {
         let (answer, answered) = oneshot::channel();
-        let publication = Publication {
-            route,
-            kind: "ringcast.outcome.v1",
-            message_id: "m".into(),
-            body: (*b"{}").into(),
-            correlation_id: None,
-            traceparent: None,
-            tracestate: None,
-        };
-        (Posting { publication, answer }, answered)
+        (Posting { publication: Publication { route, ..Publication::sample() }, answer }, answered)
     }
 
     fn results(road: &mut Road, count: usize) -> Vec<Answered> {

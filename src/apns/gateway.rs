@@ -45,7 +45,8 @@ impl Gateway for Apns {
         }
         if slot.pool().parts.clock.unix_ms() >= push.deadline_at.unix_ms() {
             return Err(PushError::NotSent(Some(
-                "it has come by the wall's clock, which was set or stood still".into(),
+                "it has come by the wall's clock alone, so that a clock was set, or the machine stood still"
+                    .into(),
             )));
         }
         let request = write(slot.pool(), &slot, push, written)?;

@@ -24,12 +24,15 @@ const AMBIGUOUS_REMAINING_MIN: Duration = Duration::from_secs(1);
 /// connection stops the calls: so many only where several connections still hold the same old token.
 const PROVIDER_TOKEN_REPEATS_MAX: u32 = 8;
 
+/// Where nothing else is known.
+const NO_STREAM: &str = "no connection to APNs had a stream free before the deadline";
+
 /// Why a push has no answer. Each variant is exactly what the policy must know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
     /// The deadline came before a stream was free, or surely will. Nothing complete was written; says why, where that is
     /// known.
-    #[error("no connection to APNs had a stream free before the deadline{}", .0.as_ref().map_or_else(String::new, |why| format!(": {why}")))]
+    #[error("{}", .0.as_ref().map_or_else(|| NO_STREAM.to_owned(), |why| format!("nothing was sent before the deadline: {why}")))]
     NotSent(Option<String>),
     /// It surely was not processed: never written, a refused stream, or above a GOAWAY's last stream id (RFC 9113 §8.7).
     #[error("surely not processed: {0}")]

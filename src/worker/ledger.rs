@@ -219,7 +219,6 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::super::mailbox::Route;
     use super::*;
     use crate::domain::id::{CallId, DeviceToken};
 
@@ -260,15 +259,8 @@ mod tests {
 
     #[tokio::test]
     async fn long_results_push_others_out_before_their_number_does() {
-        let long: Known = Arc::new([Publication {
-            route: Route::Results("outcome.acme".into()),
-            kind: "ringcast.outcome.v1",
-            message_id: "m".into(),
-            body: vec![b' '; 10_000].into(),
-            correlation_id: None,
-            traceparent: None,
-            tracestate: None,
-        }]);
+        let long: Known =
+            Arc::new([Publication { body: vec![b' '; 10_000].into(), ..Publication::sample() }]);
         let ledger = Ledger::new(100, 35_000);
         let in_flight = ticket(&ledger, "first").await;
         for name in ["a", "b", "c", "d"] {

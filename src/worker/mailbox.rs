@@ -166,6 +166,20 @@ impl Publication {
     pub(super) fn trace_id(&self) -> Option<TraceId> {
         TraceContext::parse(self.traceparent.as_deref()?).map(|context| context.trace_id)
     }
+
+    /// One for tests to change.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        Self {
+            route: Route::Results("outcome.acme".into()),
+            kind: "ringcast.outcome.v1",
+            message_id: "m".into(),
+            body: (*b"{}").into(),
+            correlation_id: None,
+            traceparent: None,
+            tracestate: None,
+        }
+    }
 }
 
 /// Why a publication was not confirmed.
@@ -257,16 +271,7 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_posting_is_lost() {
         let (outbox, mut postings) = outbox(1);
-        let publication = Publication {
-            route: Route::Results("outcome.acme".into()),
-            kind: "ringcast.outcome.v1",
-            message_id: "m".into(),
-            body: (*b"{}").into(),
-            correlation_id: None,
-            traceparent: None,
-            tracestate: None,
-        };
-        let (answer, ()) = tokio::join!(outbox.publish(publication), async {
+        let (answer, ()) = tokio::join!(outbox.publish(Publication::sample()), async {
             drop(postings.recv().await);
         });
         assert_eq!(answer, Err(PublishError::Lost));

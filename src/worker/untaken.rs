@@ -133,26 +133,13 @@ impl Drop for Attempt<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::mailbox::Route;
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_unix_ms(1_795_253_400_000);
 
-    fn publication() -> Publication {
-        Publication {
-            route: Route::Results("outcome.acme".into()),
-            kind: "ringcast.outcome.v1",
-            message_id: "m".into(),
-            body: (*b"{}").into(),
-            correlation_id: None,
-            traceparent: None,
-            tracestate: None,
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn the_oldest_is_told_with_its_last_reason_until_it_is_taken() {
-        let (untaken, publication) = (Untaken::default(), publication());
+        let (untaken, publication) = (Untaken::default(), Publication::sample());
         let mut first = untaken.attempt();
         assert_eq!(untaken.backlog(), None);
         first.failed(&publication, &PublishError::Nacked, NOW);
@@ -179,7 +166,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_comes_while_others_leave_has_a_place_of_its_own() {
-        let (untaken, publication) = (Untaken::default(), publication());
+        let (untaken, publication) = (Untaken::default(), Publication::sample());
         let mut attempts: Vec<_> = (0..3).map(|_| untaken.attempt()).collect();
         for attempt in &mut attempts {
             attempt.failed(&publication, &PublishError::Nacked, NOW);
