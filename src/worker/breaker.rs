@@ -117,8 +117,8 @@ impl Breakers {
             tracing::warn!(
                 app = app.name,
                 environment = event.environment.as_str(),
-                topic = event.topic,
-                reason,
+                apns.topic = event.topic,
+                apns.reason = reason,
                 "{share}, so their events are kept back in ringcast.quarantined-tokens until Apple accepts again: {CHECK}"
             );
         }

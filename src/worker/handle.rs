@@ -95,7 +95,7 @@ pub(super) async fn handle<G: Gateway>(
         .as_ref()
         .and_then(|tracer| tracer.begin(&properties, body.len(), redelivered, received));
     // Made after the receipt, it is dropped before it.
-    let _witness = worker.poison.witness(identity);
+    let witness = worker.poison.witness(identity);
     match read(worker, &body, &properties, taken, story.as_deref()) {
         Err(malformed) => {
             let outcome = refuse(worker, &identity, &malformed, &properties, taken, story.as_deref_mut());
@@ -109,6 +109,7 @@ pub(super) async fn handle<G: Gateway>(
             }
         }
         Ok(invite) => {
+            witness.reads(invite.call_id);
             drop(body);
             let admission = worker.ledger.admit(identity).await;
             // Only now: while it waited for a copy of it, that one may have died.

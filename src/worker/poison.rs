@@ -7,12 +7,13 @@
 //! a process that dies of an invite remembers nothing, and for that there is the queue's delivery limit, whose answer is
 //! given without a push.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 
 use super::ledger::DigestMap;
-use crate::domain::id::Identity;
+use crate::domain::id::{CallId, Identity};
 
 /// Deliveries that a poisonous invite gets before it is answered without being handled.
 const TRIALS: u32 = 2;
@@ -27,6 +28,16 @@ struct Table {
     deaths: DigestMap<Identity, u32>,
     /// Oldest first.
     order: VecDeque<Identity>,
+    /// The last one, until it is told.
+    last: Option<Death>,
+}
+
+/// Whose handler died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Death {
+    pub(super) identity: Identity,
+    /// The call, if it had been read by then.
+    pub(super) call_id: Option<CallId>,
 }
 
 /// Stands beside a handler, and notes when it dies.
@@ -34,18 +45,32 @@ struct Table {
 pub(super) struct Witness<'p> {
     poison: &'p Poison,
     identity: Identity,
+    call_id: Cell<Option<CallId>>,
+}
+
+impl Witness<'_> {
+    /// The invite was read.
+    pub(super) fn reads(&self, call_id: CallId) {
+        self.call_id.set(Some(call_id));
+    }
 }
 
 impl Poison {
     /// A memory of this many invites.
     pub(super) fn new(entries_max: usize) -> Self {
         let entries_max = entries_max.max(1);
-        Self(Mutex::new(Table { entries_max, deaths: DigestMap::default(), order: VecDeque::new() }))
+        let (deaths, order) = (DigestMap::default(), VecDeque::new());
+        Self(Mutex::new(Table { entries_max, deaths, order, last: None }))
     }
 
     /// Notes it if the handler dies while the witness is there. The receipt must outlive it: what comes again is known then.
     pub(super) fn witness(&self, identity: Identity) -> Witness<'_> {
-        Witness { poison: self, identity }
+        Witness { poison: self, identity, call_id: Cell::new(None) }
+    }
+
+    /// The death that was noted last, once.
+    pub(super) fn last_death(&self) -> Option<Death> {
+        self.0.lock().last.take()
     }
 
     /// How often the handler of this invite died here.
@@ -61,8 +86,10 @@ impl Poison {
         }
     }
 
-    fn note(&self, identity: Identity) {
+    fn note(&self, death: Death) {
         let mut table = self.0.lock();
+        table.last = Some(death);
+        let identity = death.identity;
         let deaths = table.deaths.entry(identity).or_default();
         *deaths = deaths.saturating_add(1);
         if *deaths == 1 {
@@ -79,7 +106,7 @@ impl Poison {
 impl Drop for Witness<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.poison.note(self.identity);
+            self.poison.note(Death { identity: self.identity, call_id: self.call_id.get() });
         }
     }
 }
@@ -105,9 +132,14 @@ mod tests {
         Identity::of(Some(name), b"")
     }
 
+    fn call() -> CallId {
+        CallId::parse("6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a").expect("a UUID")
+    }
+
     fn die(poison: &Poison, name: &str) {
         let died = catch_unwind(AssertUnwindSafe(|| {
-            let _witness = poison.witness(identity(name));
+            let witness = poison.witness(identity(name));
+            witness.reads(call());
             panic!("a handler dies, on purpose");
         }));
         assert!(died.is_err());
@@ -128,10 +160,12 @@ mod tests {
     fn deaths_are_noted_and_nothing_else() {
         let poison = Poison::new(2);
         drop(poison.witness(identity("a")));
-        assert_eq!(poison.deaths(&identity("a")), 0);
+        assert_eq!((poison.deaths(&identity("a")), poison.last_death()), (0, None));
         die(&poison, "a");
         die(&poison, "a");
         assert_eq!((poison.deaths(&identity("a")), poison.deaths(&identity("b"))), (2, 0));
+        let last = Some(Death { identity: identity("a"), call_id: Some(call()) });
+        assert_eq!((poison.last_death(), poison.last_death()), (last, None), "told once");
         poison.forget(&identity("a"));
         assert_eq!(poison.deaths(&identity("a")), 0);
         assert!(poison.0.lock().order.is_empty());

@@ -101,11 +101,39 @@ pub(super) fn tell(
     let why = error.map_or_else(|| reasons(devices), str::to_owned);
     let (call, app, result) = (invite.call_id, invite.app.name.as_str(), result.as_str());
     let trace = trace_id().map(tracing::field::display);
+    let (status, reason) = refusal(devices).unzip();
     if asks_for_settings {
-        tracing::warn!(call.id = %call, trace.id = trace, app, result, why, "{said}: Apple refuses a setting; see the reason");
+        tracing::warn!(
+            call.id = %call,
+            trace.id = trace,
+            app,
+            result,
+            apns.status = status,
+            apns.reason = reason.flatten(),
+            why,
+            "{said}: Apple refuses a setting; see the reason"
+        );
     } else {
-        tracing::info!(call.id = %call, trace.id = trace, app, result, why, "{said}");
+        tracing::info!(
+            call.id = %call,
+            trace.id = trace,
+            app,
+            result,
+            apns.status = status,
+            apns.reason = reason.flatten(),
+            why,
+            "{said}"
+        );
     }
+}
+
+/// What Apple answered to the first device that it refused: status, and its word where it has one. The refusal of a setting
+/// goes first, since mending that mends the call.
+fn refusal(devices: &[DeviceOutcome]) -> Option<(u16, Option<&str>)> {
+    let refused = || devices.iter().filter(|device| device.status.is_some());
+    let mendable = refused().find(|device| device.action == Action::FixConfig.as_str());
+    let first = mendable.or_else(|| refused().next())?;
+    Some((first.status?, first.reason.as_deref()))
 }
 
 /// The devices' results with status, reason, stage or error; alike ones once, with their number. Holds no token.
@@ -153,6 +181,28 @@ mod tests {
         };
         let devices = [device(403, "Forbidden"), device(400, "BadTopic"), device(403, "Forbidden")];
         assert_eq!(reasons(&devices), "2 × rejected 403 Forbidden, rejected 400 BadTopic");
+    }
+
+    #[test]
+    fn the_refusal_that_settings_would_mend_is_told_first() {
+        let device = |status, reason: Option<&str>, action| {
+            let mut device = DeviceOutcome::untried(
+                DeviceToken::new("ab01"),
+                None,
+                Environment::Production,
+                "rejected",
+                action,
+            );
+            (device.status, device.reason) = (status, reason.map(str::to_owned));
+            device
+        };
+        let untried = device(None, None, Action::FixConfig);
+        let dead = device(Some(410), Some("Unregistered"), Action::DropToken);
+        let mute = device(Some(500), None, Action::None);
+        let topic = device(Some(400), Some("BadTopic"), Action::FixConfig);
+        assert_eq!(refusal(std::slice::from_ref(&untried)), None);
+        assert_eq!(refusal(&[mute, dead.clone()]), Some((500, None)));
+        assert_eq!(refusal(&[untried, dead, topic]), Some((400, Some("BadTopic"))));
     }
 
     #[tokio::test(start_paused = true)]

@@ -202,7 +202,13 @@ fn report<G>(worker: &Worker<G>, ended: std::thread::Result<Fate>) -> usize {
             worker.metrics.handler_panic();
             // What was made up when it happened may hold what the invite said.
             let error = panic.downcast_ref::<&str>().copied();
-            tracing::error!(error, "the handler of an invite died; the invite is requeued");
+            let death = worker.poison.last_death();
+            tracing::error!(
+                call.id = death.and_then(|death| death.call_id).map(tracing::field::display),
+                outcome.message_id = death.map(|death| tracing::field::display(death.identity.outcome_id())),
+                error,
+                "the handler of an invite died; the invite is requeued"
+            );
             0
         }
     }
@@ -217,7 +223,7 @@ mod tests {
         GivenUp, Posting, Properties, Publication, Receipt, Route, Settlement, outbox,
     };
     use super::*;
-    use crate::domain::id::Identity;
+    use crate::domain::id::{CallId, Identity};
     use crate::domain::invite::tests::app;
     use crate::domain::policy::PushError;
     use crate::domain::response::Response;
@@ -288,6 +294,43 @@ mod tests {
 
     fn text(publication: &Publication) -> String {
         String::from_utf8_lossy(&publication.body).into_owned()
+    }
+
+    /// What the log says.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<parking_lot::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_line_of_a_death_names_the_call_and_its_outcome() {
+        let worker = worker(outbox(1).0);
+        let identity = Identity::of(Some("m"), b"{}");
+        let call = "6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a";
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let witness = worker.poison.witness(identity);
+            witness.reads(CallId::parse(call).expect("a UUID"));
+            panic!("a handler dies, on purpose");
+        }));
+        let lines = Lines::default();
+        let written = lines.clone();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || written.clone()).finish();
+        let given_back =
+            tracing::subscriber::with_default(log, || report(&worker, died.map(|()| Fate::Handled)));
+        let told = String::from_utf8(lines.0.lock().clone()).expect("a log is text");
+        assert_eq!(given_back, 0);
+        for part in [call, &identity.outcome_id().to_string(), "a handler dies, on purpose"] {
+            assert!(told.contains(part), "{part} in {told}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

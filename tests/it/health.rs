@@ -2,13 +2,16 @@
 
 use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
 
+use serde_json::{Value, json};
+use uuid::Uuid;
+
 use crate::amqp::Peer;
 use crate::apple::Apple;
-use crate::client;
+use crate::client::{self, Outgoing};
 use crate::http;
 use crate::load::declare;
 use crate::place::Place;
-use crate::plan::{Plan, await_drained};
+use crate::plan::{Plan, await_drained, now, written};
 use crate::vhost::{Vhost, start_broker};
 use crate::worker::{Config, READY_WITHIN, Worker};
 
@@ -166,6 +169,58 @@ async fn a_refused_credential_is_named_with_since_when() {
     let told = worker.log().matches("until a probe gets through").count();
     assert_eq!(told, 2, "once for each environment: {}", worker.log());
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn each_call_that_did_not_ring_is_one_line_that_says_why() {
+    let (place, vhost) = (Place::new("line"), Vhost::new().await);
+    let [live, dead, topic] = ["a1", "a2", "a3"].map(|byte| byte.repeat(32));
+    let script = format!(
+        "[[device]]\ntoken = \"{dead}\"\nstate = \"unregistered\"\nsince = 2026-10-01T00:00:00Z\n
+         [[device]]\ntoken = \"{topic}\"\nstate = \"topic\"\ntopic = \"com.other.voip\"\n"
+    );
+    let apple = Apple::start(&place, (0, 0), &script).await;
+    let mut config = Config::new(&apple);
+    config.text("amqp", "uri", &vhost.uri());
+    declare(&place, &config).await;
+    let mut worker = Worker::start_ready(&place, &config, "worker").await;
+    let minute = time::Duration::MINUTE;
+    let calls = [
+        (vec![&live], minute, None),
+        (vec![&dead, &live], minute, None),
+        (vec![&dead], minute, Some(json!(["undeliverable", 410, "Unregistered"]))),
+        (vec![&topic], minute, Some(json!(["undeliverable", 400, "DeviceTokenNotForTopic"]))),
+        (vec![&live], -minute, Some(json!(["expired", null, null]))),
+    ];
+    let messages: Vec<Outgoing> = (1..).zip(&calls).map(|(id, (tokens, left, _))| {
+        let devices: Vec<Value> = tokens.iter().map(|token| json!({ "token": token })).collect();
+        let call_id = Uuid::from_u128(id).to_string();
+        let body = json!({ "call_id": call_id, "app": "acme", "deadline": written(now() + *left), "devices": devices });
+        Outgoing { body: body.to_string().into_bytes(), properties: json!({}) }
+    }).collect();
+    client::publish(&vhost.uri(), "ringcast.invites", &messages).await;
+    client::await_depth(&vhost.uri(), "ringcast.outcomes", calls.len(), READY_WITHIN).await;
+    worker.stop().await;
+
+    let log = worker.log();
+    for (id, (_, _, expected)) in (1..).zip(&calls) {
+        let call_id = Uuid::from_u128(id).to_string();
+        let lines: Vec<Value> = log
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a line is a JSON object"))
+            .filter(|line: &Value| line["call.id"] == call_id.as_str())
+            .collect();
+        let said: Vec<Value> = lines
+            .iter()
+            .map(|line| json!([line["result"], line["apns.status"], line["apns.reason"]]))
+            .collect();
+        assert_eq!(said, Vec::from_iter(expected.clone()), "call {id}: {log}");
+        let whole =
+            |line: &Value| line["app"] == "acme" && line["why"].as_str().is_some_and(|why| !why.is_empty());
+        assert!(lines.iter().all(whole), "call {id}: {log}");
+    }
+    assert!(![live, dead, topic].iter().any(|token| log.contains(token.as_str())), "no token: {log}");
+    apple.stop().await;
 }
 
 async fn check_metrics(worker: &Worker) {
