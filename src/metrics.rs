@@ -32,6 +32,7 @@ pub struct Metrics {
     invites: IntCounterVec,
     devices: IntCounterVec,
     device_actions: IntCounterVec,
+    barred: IntCounterVec,
     apns_responses: IntCounterVec,
     stage_seconds: HistogramVec,
     slack_seconds: Histogram,
@@ -50,6 +51,7 @@ pub struct Metrics {
     apns_ping_seconds: HistogramVec,
     apns_connection_ends: IntCounterVec,
     apns_circuit_open: IntGaugeVec,
+    apns_usable: IntGaugeVec,
     apns_suspect_tokens: IntGaugeVec,
     provider_token_age: GaugeVec,
     provider_token_mints: IntCounterVec,
@@ -103,6 +105,11 @@ impl Metrics {
                 "ringcast_device_actions_total",
                 "Devices whose result asks for something: `drop_token` (it is dead), `check_token` (of another app or environment?), `fix_config` (Apple refuses a setting), `fix_invite`, `report` (a bug).",
                 &["app", "action"],
+            ),
+            barred: declare.counters(
+                "ringcast_barred_total",
+                "Devices that are `failed` without an attempt, by why: `delivery_limit` (the broker gave the invite up), `poison` (its handler died before), `unsaid` (given up, and the broker does not say why).",
+                &["app", "environment", "why"],
             ),
             apns_responses: declare.counters(
                 "ringcast_apns_responses_total",
@@ -190,6 +197,11 @@ impl Metrics {
             apns_circuit_open: declare.gauges(
                 "ringcast_apns_circuit_open",
                 "1 while Apple refuses the credential of an app, so that its calls are rejected at once.",
+                &["app", "environment"],
+            ),
+            apns_usable: declare.gauges(
+                "ringcast_apns_usable",
+                "1 while a push of an app can go out at once: its pool has a usable connection, and Apple does not refuse its credential; no series before the pool is needed.",
                 &["app", "environment"],
             ),
             apns_suspect_tokens: declare.gauges(
@@ -311,6 +323,11 @@ impl Metrics {
         self.device_actions.with_label_values(&[app, action]).inc();
     }
 
+    /// A device is `failed` without an attempt; `why`: `delivery_limit`, `poison`, `unsaid`.
+    pub fn barred(&self, app: &str, environment: &str, why: &str) {
+        self.barred.with_label_values(&[app, environment, why]).inc();
+    }
+
     /// APNs answered an attempt that was given up before.
     pub fn late_answer(&self, environment: &str, status: u16) {
         self.late_answers.with_label_values(&[environment, status_label(status)]).inc();
@@ -346,6 +363,15 @@ impl Metrics {
     /// Whether Apple refuses an app's credential.
     pub fn apns_circuit(&self, app: &str, environment: &str, is_open: bool) {
         self.apns_circuit_open.with_label_values(&[app, environment]).set(i64::from(is_open));
+    }
+
+    /// Whether a push of an app can go out at once; `None`: nobody needs its pool yet.
+    pub fn apns_usable(&self, app: &str, environment: &str, is_usable: Option<bool>) {
+        match is_usable {
+            Some(usable) => self.apns_usable.with_label_values(&[app, environment]).set(i64::from(usable)),
+            // An error says that there was none before, either.
+            None => _ = self.apns_usable.remove_label_values(&[app, environment]),
+        }
     }
 
     /// How many device tokens take a connection of their own.

@@ -153,8 +153,10 @@ impl Apns {
         }
         for app in apps {
             for environment in Environment::ALL {
-                let circuit = &table.entry(app.index, environment).pool.circuit;
-                metrics.apns_circuit(&app.name, environment.as_str(), circuit.trouble().is_some());
+                let pool = &table.entry(app.index, environment).pool;
+                metrics.apns_circuit(&app.name, environment.as_str(), pool.circuit.trouble().is_some());
+                let is_usable = pool.is_started().then(|| pool.is_usable());
+                metrics.apns_usable(&app.name, environment.as_str(), is_usable);
             }
             let mint = table.entry(app.index, app.environment).pool.parts.mint.as_ref();
             let age = mint.and_then(|mint| mint.age_seconds());

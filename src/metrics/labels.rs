@@ -58,6 +58,9 @@ pub(super) const DEVICES: [&str; 9] = [
 /// What a device's result may ask for.
 const ACTIONS: [&str; 5] = ["drop_token", "check_token", "fix_config", "fix_invite", "report"];
 
+/// Why an invite is not rung, other than that it is late.
+const BARS: [&str; 3] = ["delivery_limit", "poison", "unsaid"];
+
 /// What no page of Apple's names.
 const OTHER: &str = "other";
 
@@ -112,6 +115,11 @@ impl Metrics {
             self.hot.start_app(self, app);
             for action in ACTIONS {
                 self.device_actions.with_label_values(&[app, action]);
+            }
+            for environment in ENVIRONMENTS {
+                for why in BARS {
+                    self.barred.with_label_values(&[app, environment, why]);
+                }
             }
             for (confidence, to) in [("dead", "invalid"), ("suspect", "invalid"), ("suspect", "quarantine")] {
                 self.token_events.with_label_values(&[app, confidence, to]);

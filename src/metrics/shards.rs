@@ -25,9 +25,10 @@ const LARGEST: [&str; 7] = [
 
 /// Gauges of which the smallest one counts: what one shard does not have the worker does not have in full.
 /// And the age of the newest provider token, since a shard takes a new one with its next push.
-const SMALLEST: [&str; 4] = [
+const SMALLEST: [&str; 5] = [
     "ringcast_amqp_connected",
     "ringcast_amqp_reading",
+    "ringcast_apns_usable",
     "ringcast_credential_expiry_timestamp_seconds",
     "ringcast_provider_token_age_seconds",
 ];
@@ -164,6 +165,9 @@ mod tests {
             metrics.amqp_connected("consume", number != 2);
             metrics.amqp_connected("publish", true);
             metrics.breaker("acme", "production", number == 2);
+            metrics.apns_usable("acme", "production", Some(number != 2));
+            metrics.apns_usable("acme", "sandbox", (number == 2).then_some(true));
+            metrics.barred("acme", "production", "poison");
         }
         // Refreshed before it is asked, like the first.
         let third = Arc::downgrade(&shards[2]);
@@ -192,6 +196,9 @@ mod tests {
             r#"ringcast_amqp_connected{role="consume"} 0"#,
             r#"ringcast_amqp_connected{role="publish"} 1"#,
             r#"ringcast_breaker_open{app="acme",environment="production"} 1"#,
+            r#"ringcast_apns_usable{app="acme",environment="production"} 0"#,
+            r#"ringcast_apns_usable{app="acme",environment="sandbox"} 1"#,
+            r#"ringcast_barred_total{app="acme",environment="production",why="poison"} 3"#,
             r#"ringcast_apns_streams{environment="sandbox",kind="allowed"} 100"#,
         ] {
             assert_eq!(text.lines().filter(|found| *found == line).count(), 1, "{line} in\n{text}");

@@ -38,6 +38,16 @@ impl Bar {
         };
         Some(error.to_owned())
     }
+
+    /// Why devices are `failed` without an attempt, in the metrics' words. Who is late is `expired`, and counted by stage.
+    pub(super) fn label(self) -> Option<&'static str> {
+        match self {
+            Self::Late(_) => None,
+            Self::DeliveryLimit => Some("delivery_limit"),
+            Self::Unsaid => Some("unsaid"),
+            Self::Poison(_) => Some("poison"),
+        }
+    }
 }
 
 impl From<GivenUp> for Bar {

@@ -253,6 +253,12 @@ async fn ring<G: Gateway>(
         if let Some(stage) = outcome.stage {
             worker.metrics.expired(stage);
         }
+        // One that breaks a rule, or came twice, is told so also then.
+        if let Some(why) = bar.and_then(Bar::label)
+            && outcome.result == "failed"
+        {
+            worker.metrics.barred(&invite.app.name, outcome.environment.as_str(), why);
+        }
         devices.push(outcome);
         invalidations.extend(event);
     }

@@ -68,6 +68,9 @@ async fn what_the_broker_gave_up_on_is_answered_and_not_pushed() {
         "ringcast_expired_total{stage=\"broker\"} 2",
         "ringcast_invites_total{app=\"acme\",result=\"expired\"} 1",
         "ringcast_invites_total{app=\"acme\",result=\"undeliverable\"} 1",
+        "ringcast_barred_total{app=\"acme\",environment=\"production\",why=\"delivery_limit\"} 2",
+        "ringcast_barred_total{app=\"acme\",environment=\"production\",why=\"unsaid\"} 0",
+        "ringcast_apns_usable{app=\"acme\",environment=\"production\"} 1",
     ] {
         assert!(metrics.lines().any(|other| other == line), "no {line} in {metrics}");
     }

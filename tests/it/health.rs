@@ -109,6 +109,10 @@ async fn a_worker_without_apple_is_alive_and_not_ready() {
     let names_apple = |status: u16, text: &str| status == 503 && text.to_lowercase().contains("apns");
     worker.await_endpoint("/readyz", READY_WITHIN, names_apple).await;
     assert_eq!(worker.fetch("/livez").await.0, 200, "nor is a missing Apple");
+    let (_, text) = worker.fetch("/metrics").await;
+    let usable: Vec<_> = text.lines().filter(|line| line.starts_with("ringcast_apns_usable{")).collect();
+    let cannot = "ringcast_apns_usable{app=\"acme\",environment=\"production\"} 0";
+    assert_eq!(usable, [cannot], "nobody asked for the sandbox yet");
     worker.stop().await;
     broker.stop().await.expect("the broker stops");
 }
@@ -163,7 +167,9 @@ async fn a_refused_credential_is_named_with_since_when() {
     };
     worker.await_endpoint("/readyz", READY_WITHIN, names_credential).await;
     let open = "ringcast_apns_circuit_open{app=\"acme\",environment=\"production\"} 1";
-    worker.await_endpoint("/metrics", READY_WITHIN, |_, text| text.contains(open)).await;
+    let cannot = "ringcast_apns_usable{app=\"acme\",environment=\"production\"} 0";
+    let both = |_: u16, text: &str| text.contains(open) && text.contains(cannot);
+    worker.await_endpoint("/metrics", READY_WITHIN, both).await;
     assert_eq!(worker.fetch("/livez").await.0, 200, "a restart would mend nothing");
     client::await_depth(&vhost.uri(), "ringcast.outcomes", 40, READY_WITHIN).await;
     let told = worker.log().matches("until a probe gets through").count();

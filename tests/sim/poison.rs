@@ -177,6 +177,8 @@ fn the_third_delivery_of_a_poisonous_invite_is_answered_and_not_handled() {
     let rejected = place(&|it| matches!(it, Happening::Settled { settlement: Settlement::Reject, .. }));
     assert!(confirmed < rejected);
     assert!(story.metrics.contains("ringcast_handler_panics_total 2\n"), "{}", story.metrics);
+    let barred = "ringcast_barred_total{app=\"acme\",environment=\"production\",why=\"poison\"} 1\n";
+    assert!(story.metrics.contains(barred), "{}", story.metrics);
     for call in (10..20).filter(|call| *call != POISON) {
         let results: Vec<_> = story.outcomes(call).iter().map(|outcome| outcome["result"].clone()).collect();
         assert_eq!((results, story.pushes(call)), (vec![json!("accepted")], 1), "call {call}");
