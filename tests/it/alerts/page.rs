@@ -82,7 +82,13 @@ async fn rules_and_runbook_name_only_what_is_served() {
         }
     }
     // Those that are recorded are recorded here.
-    for recorded in ["environment_trouble", "apple_trouble", "broker_trouble"] {
+    for recorded in [
+        "environment_trouble",
+        "apple_trouble",
+        "broker_trouble",
+        "calls_expire_now",
+        "calls_expire_slowly",
+    ] {
         assert!(RULES.contains(&format!("- record: ringcast:{recorded}\n")));
     }
 }
