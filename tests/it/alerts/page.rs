@@ -86,6 +86,9 @@ async fn rules_and_runbook_name_only_what_is_served() {
         "environment_trouble",
         "apple_trouble",
         "broker_trouble",
+        "apple_fails_5m",
+        "apple_fails_15m",
+        "apple_fails_1h",
         "calls_expire_now",
         "calls_expire_slowly",
     ] {
