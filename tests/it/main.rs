@@ -50,6 +50,7 @@ mod shards;
 mod sizing;
 mod soak;
 mod stop;
+mod tally;
 mod tidy;
 mod trace;
 mod twice;

@@ -25,6 +25,7 @@ use crate::cluster::Cluster;
 use crate::load::declare;
 use crate::place::Place;
 use crate::plan::read_all;
+use crate::tally::tally;
 use crate::vhost::start_broker;
 use crate::worker::Config;
 
@@ -54,7 +55,7 @@ async fn calls_outlive_the_loss_of_one_node_after_another() {
 async fn soak(name: &str, mut site: Site) {
     let seed = number_from("SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     let seconds = number_from("SOAK_SECONDS").unwrap_or(SECONDS);
-    println!("{name}: {seconds} s of trouble, SOAK_SEED={seed}");
+    tally(format_args!("{name}: {seconds} s of trouble, SOAK_SEED={seed}"));
     let dice = |salt| Jitter::seeded(seed ^ salt);
     let place = Place::new(name);
     let apple = Apple::start(&place, (5, 60), tide::SILENCE).await;
@@ -92,7 +93,7 @@ async fn soak(name: &str, mut site: Site) {
         assert_eq!(all_in(site.node(), queue).await, 0, "all of {queue} was read");
     }
     let account = Account::of(&calls, &outcomes, &events, &apple.stop().await);
-    println!("{name}: broker: {trouble}; workers: {watch}\n{account}");
+    tally(format_args!("{name}: broker: {trouble}; workers: {watch}\n{account}"));
     account.judge();
 }
 

@@ -13,6 +13,7 @@ use crate::contract::check_outcome;
 use crate::load::declare;
 use crate::place::Place;
 use crate::plan::{Plan, Verdict, await_drained, now, read_all, written};
+use crate::tally::tally;
 use crate::vhost::Vhost;
 use crate::worker::{Config, READY_WITHIN, Worker};
 
@@ -127,7 +128,11 @@ async fn invites_that_wait_for_a_stream_ring_elsewhere_while_the_stopped_worker_
     let rang_after = |push: &&Push| i128::from(push.at_ms()) - told_ms;
     assert!(begun.iter().all(|push| rang_after(push) < 0), "it was begun before the stop: {begun:?}");
     assert!(rest.iter().all(|push| rang_after(push) >= 0), "nothing else was");
-    println!("the last of {} rang {:?} ms after the stop", rest.len(), rest.iter().map(rang_after).max());
+    let latest_ms = rest.iter().map(rang_after).max();
+    tally(format_args!(
+        "the last of {} that were given back rang {latest_ms:?} ms after the stop",
+        rest.len()
+    ));
 }
 
 /// So many pushes at a time, and after the first one no answer for as long as the test goes on.

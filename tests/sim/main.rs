@@ -24,12 +24,15 @@ mod poison;
 mod process;
 mod rotation;
 mod stalled;
+#[path = "../it/tally.rs"]
+mod tally;
 mod world;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use history::{History, Totals};
+use tally::tally;
 
 /// How many worlds one run tries.
 const SEEDS: u64 = 2_000;
@@ -92,7 +95,7 @@ fn every_world_keeps_the_promises() {
         }
         (totals, broken)
     });
-    println!("{SEEDS} worlds: {totals:?}");
+    tally(format_args!("{SEEDS} worlds: {totals:?}"));
     if let Some((seed, violations)) = broken.first_key_value() {
         let seeds: Vec<_> = broken.keys().collect();
         panic!(

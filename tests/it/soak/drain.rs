@@ -10,6 +10,7 @@ use super::{INVITES, SPARE};
 use crate::broker::Broker;
 use crate::client;
 use crate::process::POLL_EVERY;
+use crate::tally::tally;
 use crate::vhost::list;
 
 /// What workers take invites from.
@@ -52,7 +53,7 @@ pub(super) async fn await_drained(site: &mut Site, watch: &Watch<'_>) {
                 "of {left} invites {ready} lie ready and {handed_out} are written to workers, which do nothing; {}",
                 watch.log()
             );
-            println!("the broker kept {left} invites that it gave to nobody");
+            tally(format_args!("the broker kept {left} invites that it gave to nobody"));
             start_again(site).await;
             suspicious = Instant::now() + SUSPICIOUS_AFTER;
         }
