@@ -3,7 +3,8 @@
 //! Two workers answer a steady tide of calls over a real broker. At random moments the broker is stopped, killed, closes
 //! connections, raises a memory alarm, loses the outcomes' binding, cancels a consumer; workers are killed and stopped. The
 //! same comes to a cluster of three, one node at a time. Then all of it heals, and nothing may be missing, rung late, or rung
-//! twice without a reason that the contract knows.
+//! twice without a reason that the contract knows: an attempt that was not answered, a worker or a connection that was lost between
+//! the two (`losses.rs`), or an invite that was published twice.
 //!
 //! Every kind of trouble comes at least once. `SOAK_SECONDS` makes it longer, `SOAK_SEED` repeats one: the same faults in the
 //! same order, though not at the same instants.
@@ -11,6 +12,7 @@
 mod account;
 mod drain;
 mod fault;
+mod losses;
 mod tide;
 mod watch;
 
@@ -78,10 +80,11 @@ async fn soak(name: &str, mut site: Site) {
     );
     println!("{name}: the trouble is over");
     let calls = tide.into_inner().end().await;
+    watch.assert_disturbed();
 
     site.await_whole().await;
     watch.await_ready().await;
-    await_drained(&mut site, &watch).await;
+    let mut losses = await_drained(&mut site, &watch).await;
     watch.stop().await;
     let uri = site.uris()[0].clone();
     for queue in [INVITES, SPARE, "ringcast.expired", "ringcast.dead", "ringcast.quarantined-tokens"] {
@@ -92,7 +95,9 @@ async fn soak(name: &str, mut site: Site) {
     for queue in ["ringcast.outcomes", "ringcast.invalid-tokens"] {
         assert_eq!(all_in(site.node(), queue).await, 0, "all of {queue} was read");
     }
-    let account = Account::of(&calls, &outcomes, &events, &apple.stop().await);
+    losses.extend(trouble.losses());
+    losses.extend(watch.losses());
+    let account = Account::of(&calls, &outcomes, &events, &apple.stop().await, &losses);
     tally(format_args!("{name}: broker: {trouble}; workers: {watch}\n{account}"));
     account.judge();
 }

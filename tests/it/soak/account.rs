@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
+use super::losses::Losses;
 use super::tide::{Call, Phone};
 use crate::apple::Push;
 use crate::client::Incoming;
@@ -27,7 +28,7 @@ pub(super) struct Account {
     /// Calls whose invite was published more than once.
     published_again: usize,
     pushes: usize,
-    /// Devices that were pushed at more than once, by the reason.
+    /// Pushes at a device that had one already, by the reason.
     repeats: BTreeMap<Reason, usize>,
     events: usize,
     /// The latest arrival at Apple's side after the deadline; before it: negative.
@@ -40,8 +41,8 @@ pub(super) struct Account {
 enum Reason {
     /// An attempt was not answered.
     Unknown,
-    /// The worker was killed, or its connection lost: the delivery came again.
-    CameAgain,
+    /// Between the pushes a worker was killed, or its connection lost: the delivery came again.
+    Lost,
     /// The publisher's confirm was lost: the invite lay there twice, and two workers had it at once.
     PublishedAgain,
 }
@@ -84,7 +85,15 @@ impl Copies {
 }
 
 impl Account {
-    pub(super) fn of(calls: &[Call], outcomes: &[Incoming], events: &[Incoming], pushes: &[Push]) -> Self {
+    /// `losses`: what alone can bring a delivery again, so that a call rings twice although every attempt was answered. That an outcome
+    /// says `redelivered` is no reason: what a stopping worker gives back comes again, too, and must not have been begun.
+    pub(super) fn of(
+        calls: &[Call],
+        outcomes: &[Incoming],
+        events: &[Incoming],
+        pushes: &[Push],
+        losses: &Losses,
+    ) -> Self {
         let mut account = Self {
             calls: calls.len(),
             devices: calls.iter().map(|call| call.tokens.len()).sum(),
@@ -101,7 +110,7 @@ impl Account {
             pushed.entry(push.token()).or_default().push(push);
         }
         for (call, copies) in calls.iter().zip(&copies) {
-            account.read_call(call, copies, &told, &mut pushed);
+            account.read_call(call, copies, &told, &mut pushed, losses);
         }
         let strangers: Vec<&&str> = pushed.keys().collect();
         account.require(strangers.is_empty(), || format!("pushes to nobody's devices: {strangers:?}"));
@@ -130,6 +139,7 @@ impl Account {
         copies: &Copies,
         told: &BTreeSet<String>,
         pushed: &mut BTreeMap<&str, Vec<&Push>>,
+        losses: &Losses,
     ) {
         let id = &call.id;
         self.require(copies.message_ids.len() == 1, || {
@@ -139,11 +149,19 @@ impl Account {
         self.came_again += usize::from(copies.came_again());
         for token in &call.tokens {
             let pushes = pushed.remove(token.as_str()).unwrap_or_default();
-            self.read_device(call, token, copies, told.contains(token), &pushes);
+            self.read_device(call, token, copies, told.contains(token), &pushes, losses);
         }
     }
 
-    fn read_device(&mut self, call: &Call, token: &str, copies: &Copies, told: bool, pushes: &[&Push]) {
+    fn read_device(
+        &mut self,
+        call: &Call,
+        token: &str,
+        copies: &Copies,
+        told: bool,
+        pushes: &[&Push],
+        losses: &Losses,
+    ) {
         let id = &call.id;
         let phone = Phone::of(token);
         let mut unknown = false;
@@ -165,8 +183,9 @@ impl Account {
             unknown |= result == "unknown" || device["attempts"].as_u64() > Some(1);
         }
         // Apple's word may have come to a worker that was killed; the next one may have come too late to hear it again.
-        let heard = pushes.iter().any(|push| push.status() == Some(410));
-        self.require(!heard || told || copies.came_again(), || format!("call {id}: a 410 and no event"));
+        let heard = pushes.iter().find(|push| push.status() == Some(410));
+        let was_lost = heard.is_none_or(|push| losses.lie_between(push.at_ms(), call.deadline_ms));
+        self.require(told || was_lost, || format!("call {id}: a 410 and no event"));
         for push in pushes {
             let late_ms = push.at_ms() - call.deadline_ms;
             self.latest_ms = self.latest_ms.max(Some(late_ms));
@@ -174,20 +193,23 @@ impl Account {
         }
         let apns_ids: BTreeSet<&str> = pushes.iter().map(|push| push.text("apns_id")).collect();
         self.require(apns_ids.len() <= 1, || format!("call {id}: one device, several apns-ids"));
-        if pushes.len() > 1 {
-            let reason = if unknown {
-                Some(Reason::Unknown)
-            } else if copies.came_again() {
-                Some(Reason::CameAgain)
-            } else {
-                (call.tries > 1).then_some(Reason::PublishedAgain)
-            };
-            if let Some(reason) = reason {
-                *self.repeats.entry(reason).or_default() += 1;
+        for pair in pushes.windows(2) {
+            let (first_ms, second_ms) = (pair[0].at_ms(), pair[1].at_ms());
+            // Who tried may have been killed before it could tell; Apple's side knows what it did not answer.
+            let reason = if unknown || pair[0].status().is_none() {
+                Reason::Unknown
+            } else if losses.lie_between(first_ms, second_ms) {
+                Reason::Lost
+            } else if call.tries > 1 {
+                Reason::PublishedAgain
             } else {
                 let told = Value::from(copies.outcomes.clone());
-                self.wrong.push(format!("call {id} was pushed {} times for no reason: {told}", pushes.len()));
-            }
+                self.wrong.push(format!(
+                    "call {id} was pushed at {first_ms} and at {second_ms} for no reason: {told}; lost: {losses}"
+                ));
+                continue;
+            };
+            *self.repeats.entry(reason).or_default() += 1;
         }
     }
 
@@ -231,10 +253,7 @@ impl fmt::Display for Account {
             "{outcomes} outcomes, {} of them copies; {came_again} deliveries came again, {published_again} invites were published again",
             outcomes.saturating_sub(*calls)
         )?;
-        writeln!(
-            formatter,
-            "{pushes} pushes; devices pushed at more than once: {repeats:?}; {events} token events"
-        )?;
+        writeln!(formatter, "{pushes} pushes; repeated: {repeats:?}; {events} token events")?;
         write!(
             formatter,
             "the last push reached Apple {latest_ms:?} ms after its deadline (negative: before it)"

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::fault::Site;
+use super::losses::Losses;
 use super::watch::Watch;
 use super::{INVITES, SPARE};
 use crate::broker::Broker;
@@ -28,7 +29,8 @@ const SUSPICIOUS_AFTER: Duration = Duration::from_secs(20);
 /// A delivery that a node was making when it was killed is lost, and RabbitMQ 3.10 makes it again when the same consumer gets its
 /// next one; here no more come. So where invites stay that no channel has, the nodes are started again, one after the other, as an
 /// operator would, and the run says how many invites there were.
-pub(super) async fn await_drained(site: &mut Site, watch: &Watch<'_>) {
+pub(super) async fn await_drained(site: &mut Site, watch: &Watch<'_>) -> Losses {
+    let mut losses = Losses::default();
     let until = Instant::now() + WITHIN;
     let mut suspicious = Instant::now() + SUSPICIOUS_AFTER;
     loop {
@@ -38,7 +40,7 @@ pub(super) async fn await_drained(site: &mut Site, watch: &Watch<'_>) {
         }
         let unsettled = watch.unsettled().await;
         if left == 0 && unsettled == 0.0 {
-            return;
+            return losses;
         }
         assert!(Instant::now() < until, "{left} invites wait and {unsettled} are unsettled; {}", watch.log());
         if unsettled > 0.0 {
@@ -54,7 +56,7 @@ pub(super) async fn await_drained(site: &mut Site, watch: &Watch<'_>) {
                 watch.log()
             );
             tally(format_args!("the broker kept {left} invites that it gave to nobody"));
-            start_again(site).await;
+            losses.during("nodes started again", start_again(site)).await;
             suspicious = Instant::now() + SUSPICIOUS_AFTER;
         }
         sleep(POLL_EVERY).await;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::SPARE;
 use super::drain::all_in;
+use super::losses::Losses;
 use super::tide::Tide;
 use crate::broker::Broker;
 use crate::cluster::Cluster;
@@ -109,11 +110,12 @@ pub(super) struct Trouble {
     made: BTreeMap<Kind, usize>,
     /// When the spare queue was made anew.
     remade: Option<Instant>,
+    losses: Losses,
 }
 
 impl Trouble {
     pub(super) fn new(dice: Jitter) -> Self {
-        Self { dice, deck: Vec::new(), made: BTreeMap::new(), remade: None }
+        Self { dice, deck: Vec::new(), made: BTreeMap::new(), remade: None, losses: Losses::default() }
     }
 
     /// One after another, each healed before the next, until then and until each has come about.
@@ -145,26 +147,35 @@ impl Trouble {
         let node = &mut site.nodes()[place];
         match kind {
             Kind::Stop => {
-                node.stop().await.expect("the broker stops");
-                sleep(self.between(0.0, 2.0)).await;
-                node.start_again().await.expect("the broker starts again");
+                let away = self.between(0.0, 2.0);
+                let stop = async {
+                    node.stop().await.expect("the broker stops");
+                    sleep(away).await;
+                    node.start_again().await.expect("the broker starts again");
+                };
+                self.losses.during("node stopped", stop).await;
                 site.await_whole().await;
             }
             Kind::Kill => {
                 if let Some(remade) = self.remade {
                     sleep_until(remade + SETTLED_AFTER).await;
                 }
-                node.kill().expect("the broker can be killed");
-                sleep(self.between(0.0, 2.0)).await;
-                node.start_again().await.expect("the broker starts again");
+                let away = self.between(0.0, 2.0);
+                let kill = async {
+                    node.kill().expect("the broker can be killed");
+                    sleep(away).await;
+                    node.start_again().await.expect("the broker starts again");
+                };
+                self.losses.during("node killed", kill).await;
                 site.await_whole().await;
             }
             Kind::CloseAll => {
-                node.ctl(&["close_all_connections", "soak"]).await.expect("the broker closes connections");
+                let close = node.ctl(&["close_all_connections", "soak"]);
+                self.losses.during("all closed", close).await.expect("the broker closes connections");
             }
             Kind::CloseRole => {
                 let role = ["ringcast consume ", "ringcast publish "][self.pick(2)];
-                close_connections(node, role).await;
+                self.losses.during(format!("{role}closed"), close_connections(node, role)).await;
             }
             Kind::MemoryAlarm => {
                 node.ctl(&["set_vm_memory_high_watermark", "0"]).await.expect("the broker raises an alarm");
@@ -193,6 +204,11 @@ impl Trouble {
             }
         }
         true
+    }
+
+    /// What deliveries were lost by it. An alarm and a missing binding take none, and the queue that is deleted is empty.
+    pub(super) fn losses(&self) -> &Losses {
+        &self.losses
     }
 
     fn between(&self, least: f64, most: f64) -> Duration {

@@ -8,6 +8,7 @@ use tokio::sync::watch::Receiver;
 use tokio::time::timeout;
 
 use super::WORKERS;
+use super::losses::Losses;
 use crate::place::Place;
 use crate::worker::{Config, Worker};
 
@@ -20,6 +21,7 @@ pub(super) struct Watch<'a> {
     stopped: usize,
     /// Told to stop and ended with something unsettled, since the broker was away or Apple silent.
     overdue: usize,
+    losses: Losses,
 }
 
 impl<'a> Watch<'a> {
@@ -30,11 +32,12 @@ impl<'a> Watch<'a> {
         for worker in &mut workers {
             worker.await_ready().await;
         }
-        Self { place, configs, workers, killed: 0, stopped: 0, overdue: 0 }
+        Self { place, configs, workers, killed: 0, stopped: 0, overdue: 0, losses: Losses::default() }
     }
 
-    /// Ends and starts one after the other until it is over. Both run at the end.
+    /// Ends and starts one after the other until it is over; of each two ends one is a kill. Both run at the end.
     pub(super) async fn disturb(&mut self, dice: Jitter, mut over: Receiver<bool>) {
+        let mut kills = false;
         for turn in 0.. {
             let calm = Duration::from_secs_f64(1.0 + 4.0 * dice.draw());
             if timeout(calm, over.wait_for(|over| *over)).await.is_ok() {
@@ -42,13 +45,17 @@ impl<'a> Watch<'a> {
             }
             let number = turn % WORKERS.len();
             let worker = &mut self.workers[number];
-            if dice.draw() < 0.5 {
-                worker.kill().await;
+            kills = if turn % 2 == 0 { dice.draw() < 0.5 } else { !kills };
+            if kills {
+                self.losses.during("worker killed", worker.kill()).await;
                 self.killed += 1;
             } else {
                 worker.tell_to_stop();
                 self.stopped += 1;
-                self.overdue += usize::from(worker.await_end().await != Some(0));
+                if worker.await_end().await != Some(0) {
+                    self.losses.ended("worker stopped too late");
+                    self.overdue += 1;
+                }
             }
             self.workers[number] = Worker::start(self.place, &self.configs[number], WORKERS[number]);
         }
@@ -74,6 +81,16 @@ impl<'a> Watch<'a> {
         for worker in &mut self.workers {
             worker.stop().await;
         }
+    }
+
+    /// What deliveries were lost by these ends.
+    pub(super) fn losses(&self) -> &Losses {
+        &self.losses
+    }
+
+    /// Both kinds of end came about.
+    pub(super) fn assert_disturbed(&self) {
+        assert!(self.killed > 0 && self.stopped > 0, "workers were killed, and stopped: {self}");
     }
 
     pub(super) fn log(&self) -> String {
