@@ -105,6 +105,12 @@ pub(crate) async fn start_broker() -> Broker {
     }
 }
 
+/// Which RabbitMQ a node runs, such as `3.10.8`.
+pub(crate) async fn version(broker: &Broker) -> String {
+    let told = broker.ctl(&["eval", "rabbit_misc:version()."]).await.expect("it says which it is");
+    told.chars().filter(|letter| letter.is_ascii_digit() || *letter == '.').collect()
+}
+
 /// Closes those connections to a node whose name begins so.
 pub(crate) async fn close_connections(broker: &Broker, name: &str) {
     let close = format!(
@@ -120,9 +126,7 @@ pub(crate) async fn close_connections(broker: &Broker, name: &str) {
 #[tokio::test]
 async fn the_broker_is_the_one_that_was_asked_for() {
     let vhost = Vhost::new().await;
-    let version = vhost.broker.ctl(&["eval", "rabbit_misc:version()."]).await.expect("it says which it is");
-    let version: String =
-        version.chars().filter(|letter| letter.is_ascii_digit() || *letter == '.').collect();
+    let version = version(vhost.broker).await;
     // Debian's package names its folder by the version. Without the variable it is the installed one.
     let root = std::env::var("RINGCAST_TEST_BROKER").unwrap_or_default();
     let folder = format!("{root}/usr/lib/rabbitmq/lib/rabbitmq_server-{version}");
