@@ -83,7 +83,7 @@ pub fn permissions(settings: &Settings) -> Result<String, Error> {
             pattern(invites.chain([EXPIRED, ENDED])),
         ),
         (
-            "Whoever calls: writes invites (by queue name) and ended calls.",
+            "Whoever calls: writes invites (by queue name) and ended calls; for reply_to, amq.rabbitmq.reply-to needs no further right.",
             "PUBLISHER",
             nothing.clone(),
             pattern(["amq.default", ENDED]),
@@ -109,6 +109,10 @@ pub fn permissions(settings: &Settings) -> Result<String, Error> {
             quote(&read)
         );
     }
+    text.push_str(
+        "# amq.default leads to every queue: RabbitMQ knows no rights on its keys. Where those who call must not be able to write outcomes, \
+         make an exchange for them, bound to the invites queues, and give PUBLISHER that one in its place.\n",
+    );
     Ok(text)
 }
 

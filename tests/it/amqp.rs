@@ -9,6 +9,7 @@ mod flow;
 mod host;
 mod loss;
 mod odd;
+mod rights;
 mod stop;
 mod terms;
 mod tls;

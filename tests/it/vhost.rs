@@ -78,6 +78,11 @@ impl Vhost {
         self.broker.ctl(&["eval", &tell]).await.unwrap_or_else(|error| panic!("{queue}: {error}"));
     }
 
+    /// Runs `rabbitmqctl` on its broker.
+    pub(crate) async fn ctl(&self, args: &[&str]) {
+        self.broker.ctl(args).await.unwrap_or_else(|error| panic!("{error}"));
+    }
+
     /// A `rabbitmqctl list_…` of this virtual host.
     pub(crate) async fn list(&self, what: &str, columns: &[&str]) -> Vec<Value> {
         list(self.broker, &self.name, what, columns).await

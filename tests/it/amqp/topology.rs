@@ -2,14 +2,13 @@
 
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use ringcast::amqp::live::Onlooker;
 use ringcast::amqp::topology::Thing;
 use ringcast::amqp::{Error, State, supervisor};
 use ringcast::cli::topology;
 use serde_json::{Value, json};
 
 use super::{Peer, Rig, settings};
-use crate::vhost::{Vhost, list, start_broker};
+use crate::vhost::Vhost;
 
 fn arguments(row: &Value) -> Value {
     // rabbitmqctl prints them as a list of name, type and value.
@@ -166,47 +165,4 @@ async fn what_comes_back_is_noticed_though_nobody_asks_for_it() {
     supervisor::declare(&all).await.unwrap();
     rig.await_metric("ringcast_amqp_missing{name=\"ringcast.ended\"} 0").await;
     rig.stop().await;
-}
-
-#[tokio::test]
-async fn the_printed_commands_are_right_and_their_rights_enough() {
-    let broker = start_broker().await;
-    supervisor::declare(&settings(broker.uri())).await.unwrap();
-    broker.ctl(&["add_user", "worker", "secret"]).await.unwrap();
-    broker.ctl(&["add_user", "PUBLISHER", "secret"]).await.unwrap();
-    broker.ctl(&["add_user", "READER", "secret"]).await.unwrap();
-    let all = settings(broker.uri().replace("guest:guest", "worker:secret"));
-    let text = topology::policies(&all, std::time::Duration::from_mins(5)).unwrap()
-        + &topology::permissions(&all).unwrap();
-    let commands: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("rabbitmqctl ")).collect();
-    assert_eq!(commands.len(), 6);
-    for command in commands {
-        // Nothing in these names or definitions holds a quote or a blank.
-        let words: Vec<_> = command.split(' ').map(|word| word.trim_matches('\'')).collect();
-        broker.ctl(&words).await.unwrap();
-    }
-    let policies = list(&broker, "/", "list_policies", &[]).await;
-    assert_eq!(policies.len(), 3, "{policies:?}");
-    let mut rig = Rig::start(all.clone(), 5);
-    rig.await_consuming().await;
-    assert_eq!(rig.outbox.publish(super::result("r", "outcome.acme")).await, Ok(()));
-    let publisher = Peer::new(&broker.uri().replace("guest:guest", "PUBLISHER:secret")).await;
-    publisher.fill("ringcast.invites", ["1".to_owned()]).await;
-    rig.next().await.receipt.reject();
-    let reader = Peer::new(&broker.uri().replace("guest:guest", "READER:secret")).await;
-    assert_eq!(reader.read("ringcast.outcomes", 1).await.len(), 1);
-    assert_eq!(reader.read("ringcast.dead", 1).await.len(), 1);
-    let looks_on = |user: &str| settings(broker.uri().replace("guest:guest", &format!("{user}:secret")));
-    let onlooker = Onlooker::begin(&looks_on("READER"), "onlooker").await;
-    onlooker.expect("who reads results may look on").close().await;
-    let refused = Onlooker::begin(&looks_on("PUBLISHER"), "onlooker").await.err();
-    assert!(
-        matches!(&refused, Some(Error::Declare { reason, .. }) if reason.contains("READER")),
-        "{refused:?}"
-    );
-    rig.stop().await;
-    assert!(
-        matches!(topology::declare(&all).await, Err(Error::Declare { .. })),
-        "the worker may declare nothing"
-    );
 }
