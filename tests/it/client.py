@@ -4,6 +4,9 @@
     client.py URI stream QUEUE                  the same, each when its line comes, until standard input ends
     client.py URI read QUEUE COUNT LIMIT        takes COUNT messages within LIMIT seconds, prints each
     client.py URI await QUEUE COUNT LIMIT       waits until at least COUNT messages lie in QUEUE; prints {"ready": n}
+    client.py URI call QUEUE LIMIT HOW          publishes messages from standard input and prints an answer to each, within LIMIT
+                                                seconds; they come to a queue of its own, or by RabbitMQ's direct reply-to
+                                                (HOW: "queue", "direct")
     client.py URI,URI tide                      publishes each message when its line comes, again until it is confirmed, at
                                                 whichever broker there is; prints {"confirmed": its "id", "tries": n} for each
 
@@ -179,20 +182,36 @@ def read(uri, queue, count, limit):
         for method, properties, body in channel.consume(queue, inactivity_timeout=min(left, 1.0)):
             if method is None:
                 break
-            emit({
-                "body": base64.b64encode(body).decode(),
-                "exchange": method.exchange,
-                "routing_key": method.routing_key,
-                "redelivered": method.redelivered,
-                "properties": {
-                    name: getattr(properties, name) for name in PROPERTIES if getattr(properties, name) is not None
-                },
-            })
+            emit_message(method, properties, body)
             channel.basic_ack(method.delivery_tag)
             taken += 1
             if taken == count:
                 break
     channel.cancel()
+    connection.close()
+
+
+def call(uri, queue, limit, how):
+    messages = [json.loads(line) for line in sys.stdin if line.strip()]
+    until = time.monotonic() + float(limit)
+    connection = pika.BlockingConnection(parameters(uri))
+    channel = connection.channel()
+    answers = "amq.rabbitmq.reply-to"
+    if how == "queue":
+        answers = channel.queue_declare("", exclusive=True, auto_delete=True).method.queue
+    taken = []
+    channel.basic_consume(answers, lambda _, *answer: taken.append(answer), auto_ack=True)
+    channel.confirm_delivery()
+    for message in messages:
+        properties = pika.BasicProperties(delivery_mode=2, reply_to=answers, **message["properties"])
+        channel.basic_publish("", queue, base64.b64decode(message["body"]), properties, mandatory=True)
+    while len(taken) < len(messages):
+        left = until - time.monotonic()
+        if left <= 0:
+            sys.exit(f"client.py: {len(taken)} of {len(messages)} answers came within {limit} s")
+        connection.process_data_events(time_limit=min(left, 1.0))
+    for answer in taken:
+        emit_message(*answer)
     connection.close()
 
 
@@ -211,11 +230,23 @@ def await_depth(uri, queue, count, limit):
     emit({"ready": ready})
 
 
+def emit_message(method, properties, body):
+    emit({
+        "body": base64.b64encode(body).decode(),
+        "exchange": method.exchange,
+        "routing_key": method.routing_key,
+        "redelivered": method.redelivered,
+        "properties": {
+            name: getattr(properties, name) for name in PROPERTIES if getattr(properties, name) is not None
+        },
+    })
+
+
 def emit(value):
     print(json.dumps(value, default=str), flush=False)
 
 
-COMMANDS = {"publish": publish, "stream": stream, "read": read, "await": await_depth, "tide": tide}
+COMMANDS = {"publish": publish, "stream": stream, "read": read, "call": call, "await": await_depth, "tide": tide}
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or sys.argv[2] not in COMMANDS:

@@ -64,6 +64,26 @@ pub(crate) async fn publish(uri: &str, queue: &str, messages: &[Outgoing]) {
 pub(crate) async fn read(uri: &str, queue: &str, count: usize, within: Duration) -> Vec<Incoming> {
     let printed =
         run(&[uri, "read", queue, &count.to_string(), &within.as_secs().to_string()], Vec::new()).await;
+    incoming(&printed)
+}
+
+/// Publishes messages that ask for a reply, and takes one for each: `how` is `queue` (of its own, exclusive, gone with it) or
+/// `direct` (RabbitMQ's direct reply-to).
+pub(crate) async fn call(
+    uri: &str,
+    queue: &str,
+    messages: &[Outgoing],
+    how: &str,
+    within: Duration,
+) -> Vec<Incoming> {
+    let lines: String = messages.iter().map(Outgoing::line).collect();
+    let printed = run(&[uri, "call", queue, &within.as_secs().to_string(), how], lines.into_bytes()).await;
+    assert_eq!(printed.len(), messages.len(), "a reply to each");
+    incoming(&printed)
+}
+
+/// Messages as `client.py` prints them.
+fn incoming(printed: &[Value]) -> Vec<Incoming> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     printed
         .iter()

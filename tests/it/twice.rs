@@ -1,4 +1,4 @@
-//! Every invite comes twice on purpose, and rings once.
+//! Every invite comes twice on purpose, and rings once; and who asked for a reply gets one to each.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::apple::Apple;
 use crate::client;
 use crate::load::declare;
 use crate::place::Place;
-use crate::plan::{Plan, await_drained, read_all};
+use crate::plan::{Kind, Plan, await_drained, read_all};
 use crate::vhost::Vhost;
 use crate::worker::{Config, Worker};
 
@@ -47,4 +47,42 @@ async fn an_invite_that_comes_again_rings_once_and_is_answered_with_the_same_ide
     assert!(verdict.pushes_doubled.is_empty(), "one push for each device: {verdict:?}");
     assert_eq!(verdict.outcomes_doubled.len(), INVITES);
     assert!(verdict.redelivered.is_empty(), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn who_asks_for_a_reply_gets_a_copy_of_the_outcome() {
+    let (place, vhost) = (Place::new("reply"), Vhost::new().await);
+    let uri = vhost.uri();
+    let apple = Apple::start(&place, (0, 20), "").await;
+    let mut config = Config::new(&apple);
+    config.text("amqp", "uri", &uri);
+    declare(&place, &config).await;
+    let mut worker = Worker::start_ready(&place, &config, "worker").await;
+    let plan = Plan::new(INVITES, 45);
+    assert!(plan.count(Kind::Malformed) > 0, "these are answered, too");
+
+    let messages = plan.messages();
+    let first = client::call(&uri, "ringcast.invites", &messages, "queue", WITHIN).await;
+    // What is known already is answered as well, to whoever asks now.
+    let second = client::call(&uri, "ringcast.invites", &messages, "direct", WITHIN).await;
+    await_drained(&uri, &worker, WITHIN).await;
+    worker.stop().await;
+    let outcomes = read_all(&uri, "ringcast.outcomes").await;
+    assert_eq!(outcomes.len(), 2 * INVITES);
+    for (queue, replies) in [("amq.gen-", first), ("amq.rabbitmq.reply-to.", second)] {
+        let mut answered: Vec<_> = replies.iter().map(|reply| reply.text("correlation_id")).collect();
+        answered.sort_unstable();
+        answered.dedup();
+        assert_eq!(answered.len(), INVITES, "one to each");
+        for reply in &replies {
+            assert_eq!((reply.exchange.as_str(), reply.routing_key.starts_with(queue)), ("", true));
+            // What is malformed is read anew, and answered with other instants.
+            let id = reply.text("message_id");
+            let mut own = outcomes.iter().filter(|outcome| outcome.text("message_id") == id);
+            let outcome = own.find(|outcome| outcome.body == reply.body).expect("byte for byte");
+            for property in ["correlation_id", "type", "app_id", "content_type"] {
+                assert_eq!(reply.text(property), outcome.text(property), "{property}");
+            }
+        }
+    }
 }
