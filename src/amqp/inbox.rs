@@ -174,7 +174,8 @@ impl Serving {
                 Ok(())
             }
             None => Err(Error::Lost(format!(
-                "the broker cancelled consuming from queue {}: it was deleted, or its leader has moved",
+                "the broker cancelled consuming from queue {}: it was deleted, its leader has moved, or a delivery was held \
+                 for longer than the broker allows (consumer timeout)",
                 self.queue
             ))),
         }

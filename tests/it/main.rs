@@ -30,6 +30,7 @@ mod expired;
 mod fleet;
 mod foreign;
 mod health;
+mod held;
 mod http;
 mod image;
 mod incident;
