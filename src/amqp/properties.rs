@@ -68,13 +68,22 @@ fn header_number(value: &AMQPValue) -> Option<i64> {
     }
 }
 
-/// Why the broker gave a message up: the reason of the first time, by which it was routed.
+/// Why the broker gave a message up, this time: the newest of its deaths. It was routed by the first one, which was another
+/// queue's where a publisher has one of its own in front; that one counts where there is no list of them.
 pub(super) fn given_up(from: &BasicProperties) -> GivenUp {
-    match header(from, "x-first-death-reason").and_then(header_text).as_deref() {
+    let first = || header(from, "x-first-death-reason").and_then(header_text);
+    match newest_death(from).or_else(first).as_deref() {
         Some("expired") => GivenUp::Expired,
         Some("delivery_limit") => GivenUp::DeliveryLimit,
         _ => GivenUp::Unsaid,
     }
+}
+
+/// RabbitMQ puts the newest death to the head of the list.
+fn newest_death(from: &BasicProperties) -> Option<String> {
+    let AMQPValue::FieldArray(deaths) = header(from, "x-death")? else { return None };
+    let AMQPValue::FieldTable(newest) = deaths.as_slice().first()? else { return None };
+    newest.inner().get("reason").and_then(header_text)
 }
 
 fn header<'a>(from: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
@@ -186,6 +195,27 @@ mod tests {
         assert_eq!(given_up(&BasicProperties::default()), GivenUp::Unsaid);
         let odd = with_headers(&[("x-first-death-reason", AMQPValue::LongInt(7))]);
         assert_eq!(given_up(&odd), GivenUp::Unsaid);
+    }
+
+    #[test]
+    fn of_several_deaths_the_newest_is_read() {
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let death = |reason: AMQPValue| {
+            let mut table = FieldTable::default();
+            table.insert("reason".into(), reason);
+            AMQPValue::FieldTable(table)
+        };
+        let died = |deaths: Vec<AMQPValue>| {
+            let deaths = AMQPValue::FieldArray(deaths.into());
+            given_up(&with_headers(&[("x-death", deaths), ("x-first-death-reason", text("expired"))]))
+        };
+        let (limit, expired) = (death(text("delivery_limit")), death(text("expired")));
+        assert_eq!(died(vec![limit.clone(), expired.clone()]), GivenUp::DeliveryLimit);
+        assert_eq!(died(vec![expired.clone(), limit]), GivenUp::Expired);
+        assert_eq!(died(vec![death(text("rejected")), expired]), GivenUp::Unsaid);
+        for odd in [vec![], vec![text("delivery_limit")], vec![death(AMQPValue::LongInt(7))]] {
+            assert_eq!(died(odd.clone()), GivenUp::Expired, "the first death counts: {odd:?}");
+        }
     }
 
     #[test]

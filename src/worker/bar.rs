@@ -32,8 +32,8 @@ impl Bar {
                 ));
             }
             Self::Unsaid => {
-                "it lies among the messages that the broker gave up on, and its header x-first-death-reason does \
-                 not say why; invites go to an invites queue"
+                "it lies among the messages that the broker gave up on, and neither its header x-death nor \
+                 x-first-death-reason says that it waited too long or came back too often; invites go to an invites queue"
             }
         };
         Some(error.to_owned())

@@ -1,6 +1,7 @@
 //! What the broker gave up on, as the worker gets it, and a session without it.
 
-use lapin::options::{BasicGetOptions, BasicRejectOptions, QueueDeleteOptions};
+use lapin::options::{BasicGetOptions, BasicRejectOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use ringcast::amqp::{State, supervisor};
 use ringcast::worker::mailbox::GivenUp;
 
@@ -88,7 +89,41 @@ async fn a_delivery_says_why_the_broker_gave_it_up() {
     supervisor::declare(&settings(vhost.uri())).await.unwrap();
     let peer = Peer::new(&vhost.uri()).await;
     peer.fill("ringcast.invites", ["returned".to_owned()]).await;
-    // The limit is 20: the message comes back as often, and once more.
+    return_too_often(&peer).await;
+    peer.await_ready(EXPIRED, 1).await;
+    let mut rig = Rig::start_consuming(settings(vhost.uri()), 10).await;
+    let delivery = rig.next().await;
+    assert_eq!(delivery.given_up, Some(GivenUp::DeliveryLimit));
+    assert_eq!(delivery.properties.message_id.as_deref(), Some("m-returned"), "its identity is the same");
+    delivery.receipt.ack();
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_died_before_in_a_queue_of_the_publishers_is_judged_by_its_last_death() {
+    const OWN: &str = "calls.own";
+    let vhost = Vhost::new().await;
+    supervisor::declare(&settings(vhost.uri())).await.unwrap();
+    let peer = Peer::new(&vhost.uri()).await;
+    // Invites wait there for a moment before they go to Ringcast.
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+    arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString("ringcast.invites".into()));
+    peer.channel.queue_declare(OWN.into(), QueueDeclareOptions::durable(), arguments).await.unwrap();
+    peer.fill(OWN, ["returned".to_owned()]).await;
+    peer.await_ready("ringcast.invites", 1).await;
+    return_too_often(&peer).await;
+    peer.await_ready(EXPIRED, 1).await;
+    let mut rig = Rig::start_consuming(settings(vhost.uri()), 10).await;
+    let delivery = rig.next().await;
+    assert_eq!(delivery.given_up, Some(GivenUp::DeliveryLimit), "it was expired only in front");
+    delivery.receipt.ack();
+    rig.stop().await;
+}
+
+/// Gives the invite that lies there back until the broker has enough: the limit is 20, so it comes back as often, and once more.
+async fn return_too_often(peer: &Peer) {
     for round in 0..21 {
         let got = loop {
             let get = peer.channel.basic_get("ringcast.invites".into(), BasicGetOptions::default());
@@ -100,11 +135,4 @@ async fn a_delivery_says_why_the_broker_gave_it_up() {
         assert_eq!(got.redelivered, round > 0);
         got.acker.reject(BasicRejectOptions { requeue: true }).await.unwrap();
     }
-    peer.await_ready(EXPIRED, 1).await;
-    let mut rig = Rig::start_consuming(settings(vhost.uri()), 10).await;
-    let delivery = rig.next().await;
-    assert_eq!(delivery.given_up, Some(GivenUp::DeliveryLimit));
-    assert_eq!(delivery.properties.message_id.as_deref(), Some("m-returned"), "its identity is the same");
-    delivery.receipt.ack();
-    rig.stop().await;
 }
