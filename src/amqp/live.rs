@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::describe::{describe, reply_code};
 use super::dial::{Dialer, Link};
-use super::limit::ANSWER;
+use super::limit::{ANSWER, ask};
 use super::topology::{LIVE, Thing};
 use super::{Error, Settings};
 
@@ -50,9 +50,12 @@ impl Onlooker {
             |why: &str| Error::Lost(format!("the connection to {} is lost: {why}", self.link.endpoint()));
         match self.consumer.next().await {
             Some(Ok(copy)) => {
-                let acked = copy.acker.ack(BasicAckOptions::default()).await;
-                acked.map_err(|error| lost(&describe(&error)))?;
-                Ok(copy.data)
+                let acked = ask("acking a copy", copy.acker.ack(BasicAckOptions::default())).await;
+                if acked.map_err(|why| lost(&why))? {
+                    Ok(copy.data)
+                } else {
+                    Err(lost("its channel is closed"))
+                }
             }
             Some(Err(error)) => Err(lost(&describe(&error))),
             None => Err(lost("the broker ended it")),

@@ -8,10 +8,10 @@ use ringcast::pause::Jitter;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::SPARE;
 use super::drain::all_in;
 use super::losses::Losses;
 use super::tide::Tide;
+use super::{INVITES, SPARE};
 use crate::broker::Broker;
 use crate::cluster::Cluster;
 use crate::load::declare;
@@ -34,7 +34,7 @@ const SETTLED_AFTER: Duration = Duration::from_secs(4);
 pub(super) enum Kind {
     /// A node is stopped, and started again.
     Stop,
-    /// A node is killed, and started again.
+    /// A node is killed, and started again: at first the one that leads the invites queue.
     Kill,
     /// All connections are closed.
     CloseAll,
@@ -95,6 +95,14 @@ impl Site {
         }
     }
 
+    /// Which node leads the invites queue: what is given to workers then is under way on it.
+    async fn leader(&self) -> usize {
+        match self {
+            Self::Alone(_) => 0,
+            Self::Cluster(cluster) => cluster.leader_of(INVITES).await,
+        }
+    }
+
     /// Waits until all that can be lost with a node stands on others, too.
     pub(super) async fn await_whole(&self) {
         if let Self::Cluster(cluster) = self {
@@ -142,7 +150,11 @@ impl Trouble {
 
     /// Whether it came about.
     async fn strike(&mut self, kind: Kind, site: &mut Site, tide: &Mutex<Tide>, town: Town<'_>) -> bool {
-        let place = self.pick(site.uris().len());
+        let mut place = self.pick(site.uris().len());
+        // The first kill takes the node that the most depends on; further ones take any.
+        if kind == Kind::Kill && !self.made.contains_key(&kind) {
+            place = site.leader().await;
+        }
         let uri = site.uris().swap_remove(place);
         let node = &mut site.nodes()[place];
         match kind {
