@@ -57,6 +57,8 @@ impl<'a> Watch<'a> {
                     self.overdue += 1;
                 }
             }
+            // Its log begins anew.
+            self.losses.heard(WORKERS[number], &self.workers[number].log());
             self.workers[number] = Worker::start(self.place, &self.configs[number], WORKERS[number]);
         }
     }
@@ -78,12 +80,13 @@ impl<'a> Watch<'a> {
 
     /// Stops both: nothing is held, so they end well.
     pub(super) async fn stop(&mut self) {
-        for worker in &mut self.workers {
+        for (worker, name) in self.workers.iter_mut().zip(WORKERS) {
             worker.stop().await;
+            self.losses.heard(name, &worker.log());
         }
     }
 
-    /// What deliveries were lost by these ends.
+    /// What deliveries were lost by these ends, and by what the workers say themselves.
     pub(super) fn losses(&self) -> &Losses {
         &self.losses
     }
