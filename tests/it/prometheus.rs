@@ -73,10 +73,19 @@ impl Prometheus {
         Self::scrape(&json!([{ "job_name": "ringcast", "static_configs": targets }]), rule_files).await
     }
 
-    /// The same for targets of which each is a job of its own.
-    pub(crate) async fn start_jobs(jobs: &[(&str, u16)], rule_files: &[PathBuf]) -> Self {
-        let job = |(name, port): &(&str, u16)| json!({ "job_name": name, "static_configs": [{ "targets": [format!("127.0.0.1:{port}")] }] });
-        Self::scrape(&jobs.iter().map(job).collect(), rule_files).await
+    /// The same for targets of which each is a job of its own, and a broker that serves single queues, as the job `rabbitmq`.
+    pub(crate) async fn start_jobs(jobs: &[(&str, u16)], broker: u16, rule_files: &[PathBuf]) -> Self {
+        let targets = |port: &u16| json!([{ "targets": [format!("127.0.0.1:{port}")] }]);
+        let job = |(name, port): &(&str, u16)| json!({ "job_name": name, "static_configs": targets(port) });
+        let of_broker = json!({
+            "job_name": "rabbitmq",
+            "metrics_path": "/metrics/detailed",
+            "params": { "family": ["queue_coarse_metrics"] },
+            "scrape_interval": "2s",
+            "scrape_timeout": "2s",
+            "static_configs": targets(&broker),
+        });
+        Self::scrape(&jobs.iter().map(job).chain([of_broker]).collect(), rule_files).await
     }
 
     async fn scrape(scrape_configs: &Value, rule_files: &[PathBuf]) -> Self {

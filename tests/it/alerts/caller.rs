@@ -11,9 +11,6 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::plan::{now, written};
 
-/// Between two invites.
-const EVERY: Duration = Duration::from_millis(60);
-
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
 /// What its invites are like.
@@ -25,11 +22,21 @@ pub(super) struct Calls {
     pub(super) skew: time::Duration,
     /// How device tokens begin, hex.
     pub(super) prefix: &'static str,
+    /// Whom they are for.
+    pub(super) app: &'static str,
+    /// Between two of them.
+    pub(super) every: Duration,
 }
 
 impl Default for Calls {
     fn default() -> Self {
-        Self { ring_time: time::Duration::seconds(30), skew: time::Duration::ZERO, prefix: "a11e" }
+        Self {
+            ring_time: time::Duration::seconds(30),
+            skew: time::Duration::ZERO,
+            prefix: "a11e",
+            app: "acme",
+            every: Duration::from_millis(60),
+        }
     }
 }
 
@@ -44,7 +51,7 @@ impl Caller {
         let connection = connection.expect("the broker takes a call server");
         let channel = connection.create_channel().await.expect("a channel");
         Self(tokio::spawn(async move {
-            let mut ticks = interval(EVERY);
+            let mut ticks = interval(calls.every);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             // It ends when the broker does, and lets go of the connection then.
             let _connection = connection;
@@ -71,11 +78,11 @@ impl Drop for Caller {
 }
 
 impl Calls {
-    fn invite(&self, number: u32) -> Vec<u8> {
+    pub(super) fn invite(&self, number: u32) -> Vec<u8> {
         let width = 64 - self.prefix.len();
         let invite = json!({
             "call_id": format!("a1e27000-0000-4000-8000-{number:012x}"),
-            "app": "acme",
+            "app": self.app,
             "deadline": written(now() + self.ring_time),
             "created_at": written(now() + self.skew),
             "devices": [{ "token": format!("{}{number:0width$x}", self.prefix) }],

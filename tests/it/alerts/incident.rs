@@ -1,5 +1,5 @@
-//! Real incidents: for each the alert that names its cause fires, and none that blames another side; where nothing is wrong,
-//! none fires at all.
+//! Real incidents: for each exactly those alerts fire that name it, so that nobody else is blamed and nothing is told twice
+//! over; where nothing is wrong, none fires at all.
 //!
 //! All of them happen at the same time, each to an installation of its own, under one Prometheus with the rules as they are
 //! shipped, except that every span of time in them is divided by [`FASTER`].
@@ -10,17 +10,23 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use lapin::types::FieldTable;
+use lapin::BasicProperties;
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, BasicRejectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
 use tokio::time::sleep;
 
 use super::RULES;
 use super::caller::Calls;
 use super::scene::{Plan, Scene};
 use crate::amqp::Peer;
-use crate::broker::Broker;
+use crate::apple::DEAD;
+use crate::broker::{Broker, Ports};
 use crate::client_certificate::Authority;
 use crate::place::Place;
 use crate::plan::now;
+use crate::process::POLL_EVERY;
 use crate::prometheus::Prometheus;
 use crate::vhost::{Vhost, start_broker};
 
@@ -36,22 +42,42 @@ const FAILS: &str = "[[fault]]\ndo = \"answer\"\nstatus = 503\nreason = \"Servic
 /// Apple knows none of the tokens, as when they are of the other environment.
 const STRANGERS: &str = "[[fault]]\ndo = \"answer\"\nstatus = 400\nreason = \"BadDeviceToken\"\n";
 
-/// What must be told of each installation: its side, and alerts that must fire.
-const EXPECTED: [(&str, &str, &[&str]); 13] = [
+/// Apple says what only a defect of ours explains.
+const PUZZLED: &str = "[[fault]]\ndo = \"answer\"\nstatus = 405\nreason = \"MethodNotAllowed\"\n";
+
+/// What is told of each installation: whose fault it is, and exactly these alerts.
+const EXPECTED: [(&str, &str, &[&str]); 22] = [
     ("healthy", "", &[]),
     ("apple-fails", "apple", &["RingcastCallsFail", "RingcastAppleErrors"]),
-    ("apple-frozen", "apple", &["RingcastAppleUnreachable"]),
+    // What was written when it froze gets no answer before its deadline.
+    ("apple-frozen", "apple", &["RingcastAppleUnreachable", "RingcastCallsFail"]),
+    ("apple-slow", "apple", &["RingcastSlackShrinks", "RingcastAppleSlow"]),
     ("wrong-team", "settings", &["RingcastCredentialRefused", "RingcastCallsRefused"]),
     ("wrong-root", "settings", &["RingcastDialsFail"]),
     ("old-certificate", "settings", &["RingcastCertificateExpires", "RingcastCertificateExpiresSoon"]),
     ("strange-tokens", "settings", &["RingcastBreakerOpen"]),
-    ("unbound", "broker", &["RingcastResultsUnroutable"]),
+    ("broken-key", "settings", &["RingcastChangeRefused"]),
+    ("unbound", "broker", &["RingcastResultsUnroutable", "RingcastResultsUntaken"]),
     ("broker", "broker", &["RingcastBrokerBlocked", "RingcastBrokerLost"]),
-    ("backlog", "load", &["RingcastBacklog", "RingcastCallsExpire"]),
+    ("queue-lost", "broker", &["RingcastQueueNotRead", "RingcastTopologyMissing"]),
+    ("rabbitmq", "broker", &["RingcastResultsUnread"]),
+    (
+        "backlog",
+        "load",
+        &["RingcastBacklog", "RingcastCallsExpire", "RingcastSlackShrinks", "RingcastWorkersFull"],
+    ),
     ("skewed", "publisher", &["RingcastClockSkewed"]),
+    ("malformed", "publisher", &["RingcastInvitesWrong", "RingcastEveryInviteWrong"]),
+    ("old-tokens", "publisher", &["RingcastTokensRefused"]),
     ("killed", "ringcast", &["RingcastCrashLoop"]),
     ("gone", "ringcast", &["RingcastWorkerSilent", "RingcastNoWorker"]),
+    ("back", "ringcast", &["RingcastCallsMissed"]),
+    ("barred", "ringcast", &["RingcastCallsBarred"]),
+    ("puzzled", "ringcast", &["RingcastDefect"]),
 ];
+
+/// More results than those that may lie unread.
+const UNREAD: usize = 10_100;
 
 type Building<'a> = Pin<Box<dyn Future<Output = Scene> + 'a>>;
 type Happening<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -60,20 +86,26 @@ type Happening<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 async fn each_incident_is_told_by_its_alert_and_nobody_else_is_blamed() {
     let place = Place::new("alerts");
     let rules = place.write("alerts.yaml", faster(RULES));
-    let (vhost, unbound, mut broker) = tokio::join!(Vhost::new(), Vhost::new(), start_broker());
-    let (uri, unbound_uri, broker_uri) = (vhost.uri(), unbound.uri(), broker.uri());
-    let mut scenes: BTreeMap<&str, Scene> = join_all(build(&uri, &unbound_uri, &broker_uri))
+    let (vhost, unbound, barred, mut broker) =
+        tokio::join!(Vhost::new(), Vhost::new(), Vhost::new(), start_broker());
+    let plugin = Ports::claim().expect("there are free ports");
+    vhost.serve_metrics(plugin.first).await;
+    let (uri, unbound_uri, barred_uri) = (vhost.uri(), unbound.uri(), barred.uri());
+    let broker_uri = broker.uri();
+    let mut scenes: BTreeMap<&str, Scene> = join_all(build(&uri, &unbound_uri, &barred_uri, &broker_uri))
         .await
         .into_iter()
         .map(|scene| (scene.name, scene))
         .collect();
+    leave_unread(&uri).await;
     let jobs: Vec<(&str, u16)> =
         scenes.iter().map(|(name, scene)| (*name, scene.config.admin_port())).collect();
-    let prometheus = Prometheus::start_jobs(&jobs, &[rules]).await;
-    // All but one.
-    prometheus.await_scraped(jobs.len() - 1, WITHIN).await;
+    let prometheus = Prometheus::start_jobs(&jobs, plugin.first, &[rules]).await;
+    // All but one, and the broker.
+    prometheus.await_scraped(jobs.len(), WITHIN).await;
 
     let mut killed = scenes.remove("killed").expect("it was built");
+    let mut back = scenes.remove("back").expect("it was built");
     let mut happenings: Vec<Happening<'_>> = vec![
         Box::pin(async {
             let peer = Peer::new(&unbound_uri).await;
@@ -82,11 +114,20 @@ async fn each_incident_is_told_by_its_alert_and_nobody_else_is_blamed() {
                 peer.channel.queue_unbind(queue.into(), exchange.into(), key.into(), FieldTable::default());
             unbind.await.expect("it was bound");
         }),
+        Box::pin(async {
+            let peer = Peer::new(&uri).await;
+            let delete =
+                peer.channel.queue_delete("calls.queue-lost.too".into(), QueueDeleteOptions::default());
+            delete.await.expect("it was there");
+        }),
+        Box::pin(give_up(&barred_uri)),
         Box::pin(trouble_broker(&mut broker, &prometheus)),
         Box::pin(kill_until_told(&mut killed, &prometheus)),
+        Box::pin(leave_for_a_while(&mut back, &prometheus)),
         Box::pin(sleep(WATCHED)),
     ];
     scenes["apple-frozen"].apple.freeze();
+    std::fs::write(scenes["broken-key"].apple.key_file(), "no key").expect("it can be written");
     scenes.get_mut("gone").expect("it was built").kill_worker().await;
     scenes.get_mut("wrong-root").expect("it was prepared").start_worker();
     for (job, _, alerts) in &EXPECTED {
@@ -102,7 +143,7 @@ async fn each_incident_is_told_by_its_alert_and_nobody_else_is_blamed() {
     judge(&prometheus).await;
 }
 
-/// What must have fired has, and who was blamed is who is to blame.
+/// What must have fired has, who was blamed is who is to blame, and nothing else was told.
 async fn judge(prometheus: &Prometheus) {
     let fired = prometheus
         .query("count by (job, side, alertname) (max_over_time(ALERTS{alertstate=\"firing\"}[10m]))")
@@ -117,6 +158,13 @@ async fn judge(prometheus: &Prometheus) {
             mistakes.push(format!("{}: {} blames {}", label("job"), label("alertname"), label("side")));
         }
     }
+    for (job, _, alerts) in EXPECTED {
+        let alerts: BTreeSet<&str> = alerts.iter().copied().collect();
+        let told = found.remove(job).unwrap_or_default();
+        if told != alerts {
+            mistakes.push(format!("{job}: {told:?} were told, and not {alerts:?}"));
+        }
+    }
     assert!(mistakes.is_empty(), "{}; of {found:#?}", mistakes.join("; "));
     // What a template cannot say, Prometheus says in its place.
     for alert in prometheus.alerts().await {
@@ -127,7 +175,7 @@ async fn judge(prometheus: &Prometheus) {
 }
 
 /// All installations. What goes wrong from the start is built in.
-fn build<'a>(uri: &'a str, unbound: &'a str, broker: &'a str) -> Vec<Building<'a>> {
+fn build<'a>(uri: &'a str, unbound: &'a str, barred: &'a str, broker: &'a str) -> Vec<Building<'a>> {
     let mut fails = Plan::new("apple-fails", uri);
     fails.script = FAILS;
     let mut strangers = Plan::new("strange-tokens", uri);
@@ -135,9 +183,22 @@ fn build<'a>(uri: &'a str, unbound: &'a str, broker: &'a str) -> Vec<Building<'a
     // The broker tells a connection that it is blocked when that publishes; so calls must be under way then.
     let mut slow = Plan::new("broker", broker);
     slow.latency_ms = (500, 500);
+    // Nine of its ten invites at once: twenty calls a second, of forty.
     let mut backlog = Plan::new("backlog", uri);
-    backlog.latency_ms = (400, 400);
+    backlog.latency_ms = (450, 450);
     backlog.calls.ring_time = time::Duration::seconds(5);
+    backlog.calls.every = Duration::from_millis(25);
+    let mut slow_apple = Plan::new("apple-slow", uri);
+    slow_apple.latency_ms = (2_500, 2_500);
+    slow_apple.calls.ring_time = time::Duration::seconds(5);
+    let mut puzzled = Plan::new("puzzled", uri);
+    puzzled.script = PUZZLED;
+    let mut malformed = Plan::new("malformed", uri);
+    malformed.calls.app = "nobody";
+    let mut old_tokens = Plan::new("old-tokens", uri);
+    old_tokens.calls.prefix = DEAD;
+    let mut back = Plan::new("back", uri);
+    back.calls.ring_time = time::Duration::seconds(3);
     let mut skewed = Plan::new("skewed", uri);
     skewed.calls = Calls { skew: time::Duration::seconds(20), ..Calls::default() };
     vec![
@@ -165,8 +226,20 @@ fn build<'a>(uri: &'a str, unbound: &'a str, broker: &'a str) -> Vec<Building<'a
         Box::pin(Plan::new("unbound", unbound).build(|_, _| {})),
         Box::pin(slow.build(|_, _| {})),
         Box::pin(backlog.build(|config, _| {
-            config.set("amqp", "prefetch", "4");
+            config.set("amqp", "prefetch", "10");
         })),
+        Box::pin(slow_apple.build(|_, _| {})),
+        Box::pin(puzzled.build(|_, _| {})),
+        Box::pin(malformed.build(|_, _| {})),
+        Box::pin(old_tokens.build(|_, _| {})),
+        Box::pin(Plan::new("broken-key", uri).build(|config, _| {
+            config.text("apns", "reload_interval", "200ms");
+        })),
+        Box::pin(Plan::new("queue-lost", uri).build(|config, _| {
+            config.set("amqp", "invites", r#"["calls.queue-lost", "calls.queue-lost.too"]"#);
+        })),
+        Box::pin(back.build(|_, _| {})),
+        Box::pin(Plan::new("barred", barred).build(|_, _| {})),
         Box::pin(skewed.build(|_, _| {})),
         Box::pin(Plan::new("killed", uri).build(|_, _| {})),
         Box::pin(Plan::new("gone", uri).build(|_, _| {})),
@@ -179,6 +252,56 @@ async fn trouble_broker(broker: &mut Broker, prometheus: &Prometheus) {
     let told = r#"ALERTS{job="broker",alertname="RingcastBrokerBlocked",alertstate="firing"}"#;
     prometheus.await_query(told, WITHIN, |samples| !samples.is_empty()).await;
     broker.kill().expect("it can be killed");
+}
+
+/// Results that nobody reads.
+async fn leave_unread(uri: &str) {
+    let peer = Peer::new(uri).await;
+    let mut confirms = Vec::with_capacity(UNREAD);
+    for _ in 0..UNREAD {
+        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+        let publish =
+            peer.channel.basic_publish("".into(), "ringcast.outcomes".into(), options, b"{}", properties);
+        confirms.push(publish.await.expect("it is sent"));
+    }
+    for confirm in confirms {
+        assert!(confirm.await.expect("it is answered").is_ack());
+    }
+}
+
+/// An invite that comes back to a queue more often than that allows.
+async fn give_up(uri: &str) {
+    let peer = Peer::new(uri).await;
+    let mut args = FieldTable::default();
+    args.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    args.insert("x-delivery-limit".into(), AMQPValue::LongInt(1));
+    args.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+    args.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString("ringcast.expired".into()));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    peer.channel.queue_declare("returned".into(), options, args).await.expect("a queue");
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    let body = Calls::default().invite(u32::MAX);
+    let publish = peer.channel.basic_publish("".into(), "returned".into(), options, &body, properties);
+    assert!(publish.await.expect("it is sent").await.expect("it is answered").is_ack());
+    let mut returned = 0;
+    while returned < 2 {
+        let get = peer.channel.basic_get("returned".into(), BasicGetOptions::default());
+        match get.await.expect("an answer") {
+            Some(got) => {
+                got.acker.reject(BasicRejectOptions { requeue: true }).await.expect("it is told");
+                returned += 1;
+            }
+            None => sleep(POLL_EVERY).await,
+        }
+    }
+}
+
+/// A worker that is away for so long that calls expire, and comes back before its absence is told.
+async fn leave_for_a_while(scene: &mut Scene, prometheus: &Prometheus) {
+    scene.kill_worker().await;
+    let away = r#"count_over_time(ringcast:worker_trouble{job="back"}[10s]) >= 10"#;
+    prometheus.await_query(away, WITHIN, |samples| !samples.is_empty()).await;
+    scene.start_worker().await_ready().await;
 }
 
 /// A worker that lives for some two seconds each time.
