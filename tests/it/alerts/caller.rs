@@ -11,6 +11,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::plan::{now, written};
 
+/// Between two invites.
+const EVERY: Duration = Duration::from_millis(60);
+
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
 /// What its invites are like.
@@ -24,8 +27,6 @@ pub(super) struct Calls {
     pub(super) prefix: &'static str,
     /// Whom they are for.
     pub(super) app: &'static str,
-    /// Between two of them.
-    pub(super) every: Duration,
 }
 
 impl Default for Calls {
@@ -35,7 +36,6 @@ impl Default for Calls {
             skew: time::Duration::ZERO,
             prefix: "a11e",
             app: "acme",
-            every: Duration::from_millis(60),
         }
     }
 }
@@ -51,7 +51,7 @@ impl Caller {
         let connection = connection.expect("the broker takes a call server");
         let channel = connection.create_channel().await.expect("a channel");
         Self(tokio::spawn(async move {
-            let mut ticks = interval(calls.every);
+            let mut ticks = interval(EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             // It ends when the broker does, and lets go of the connection then.
             let _connection = connection;
