@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::metrics;
 use crate::prometheus::Prometheus;
 
-use dashboard::{Dashboard, families};
+use dashboard::{Dashboard, families, selectors};
 use day::Day;
 use town::Town;
 
@@ -34,6 +34,8 @@ const LEFT_OUT: [(&str, &str); 5] = [
 ];
 /// Of Prometheus itself.
 const NOT_OURS: [&str; 1] = ["up"];
+/// Labels that Prometheus gives to all series of a target.
+const OF_THE_SCRAPE: [&str; 2] = ["job", "instance"];
 
 #[test]
 fn the_board_shows_the_families_of_the_page() {
@@ -55,6 +57,29 @@ fn the_board_shows_the_families_of_the_page() {
     assert!(left_out.is_subset(&page), "left out, and not on the page");
 }
 
+#[test]
+fn selectors_name_labels_and_values_of_the_page() {
+    let page = metrics::labels();
+    let mut mistakes = BTreeSet::new();
+    for (place, expr) in Dashboard::read().expressions() {
+        for (family, matchers) in selectors(expr) {
+            for (label, value) in matchers.into_iter().filter(|(label, _)| !OF_THE_SCRAPE.contains(label)) {
+                let Some(values) = page.get(family).and_then(|labels| labels.get(label)) else {
+                    mistakes.insert(format!("{place}: {family} has no label {label}"));
+                    continue;
+                };
+                // Where the page describes values in prose, any may come.
+                let Some(values) = values else { continue };
+                let is_plain = |word: &&str| !word.contains(['$', '.']);
+                for word in value.split('|').filter(is_plain).filter(|word| !values.contains(*word)) {
+                    mistakes.insert(format!("{place}: {label} of {family} is never {word:?}"));
+                }
+            }
+        }
+    }
+    assert!(mistakes.is_empty(), "{mistakes:#?}");
+}
+
 #[tokio::test]
 async fn every_query_finds_data_and_every_tile_its_incident() {
     let seconds: Option<u64> = std::env::var("BOARD_SECONDS").ok().map(|text| text.parse().expect("seconds"));
@@ -72,6 +97,7 @@ async fn every_query_finds_data_and_every_tile_its_incident() {
 
     day.ask_of_nobody().await;
     let found = day.ask_all(range).await;
+    day.ask_one_by_one(range).await;
     over.send_replace(true);
     calling.await.expect("the callers do not fail");
     if let Some(file) = std::env::var_os("BOARD_SERIES") {

@@ -234,6 +234,14 @@ pub(crate) fn families() -> BTreeSet<String> {
     Family::told(PAGE).into_keys().collect()
 }
 
+/// The labels of all families on the page, and the values of each; none where the page describes some in prose.
+pub(crate) fn labels() -> BTreeMap<String, BTreeMap<String, Option<BTreeSet<String>>>> {
+    let values = |label: Label| (!label.is_open).then_some(label.values);
+    let labels =
+        |family: Family| family.labels.into_iter().map(|(name, label)| (name, values(label))).collect();
+    Family::told(PAGE).into_iter().map(|(name, family)| (name, labels(family))).collect()
+}
+
 /// What is on one side and not on the other, one sentence each.
 fn differences(told: &BTreeMap<String, Family>, served: &BTreeMap<String, Family>) -> Vec<String> {
     let mut found = Vec::new();

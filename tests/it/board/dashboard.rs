@@ -122,14 +122,27 @@ pub(super) fn sent_over(expr: &str, interval: u32, range_seconds: u32) -> String
     sent
 }
 
-/// The families that an expression asks for: what stands before a `{`, without a histogram's suffix.
+/// The families that an expression asks for.
 pub(super) fn families(expr: &str) -> BTreeSet<&str> {
+    selectors(expr).map(|(family, _)| family).collect()
+}
+
+/// The selectors of an expression: the family, which is what stands before a `{` without a histogram's suffix, and for each of its
+/// matchers the label and the value. No value has a comma or a brace.
+pub(super) fn selectors(expr: &str) -> impl Iterator<Item = (&str, Vec<(&str, &str)>)> {
     let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
-    let before = expr.match_indices('{').map(|(end, _)| &expr[..end]);
-    let names = before.map(|head| &head[head.rfind(|letter| !is_name(letter)).map_or(0, |at| at + 1)..]);
-    names
-        .map(|name| OF_HISTOGRAMS.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name))
-        .collect()
+    expr.match_indices('{').map(move |(at, _)| {
+        let (head, body) = (&expr[..at], &expr[at + 1..]);
+        let name = &head[head.rfind(|letter| !is_name(letter)).map_or(0, |at| at + 1)..];
+        let family = OF_HISTOGRAMS.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+        let body = body.split_once('}').unwrap_or_else(|| panic!("no end of {family}'s labels")).0;
+        let matchers = body.split(',').filter(|matcher| !matcher.is_empty()).map(|matcher| {
+            let (label, value) =
+                matcher.split_once(['=', '!']).unwrap_or_else(|| panic!("no matcher: {matcher}"));
+            (label, value.trim_start_matches(['=', '~']).trim_matches('"'))
+        });
+        (family, matchers.collect())
+    })
 }
 
 pub(super) fn list(value: &Value) -> &[Value] {
@@ -145,6 +158,14 @@ fn families_stand_before_their_labels() {
     let expr = r#"histogram_quantile(0.5, rate(a_seconds_bucket{job="x"}[1m])) / on () sum by (le) (b_total{}) + c{d="e"}"#;
     assert_eq!(families(expr), BTreeSet::from(["a_seconds", "b_total", "c"]));
     assert!(families("vector(1)").is_empty());
+}
+
+#[test]
+fn selectors_have_a_family_and_matchers() {
+    let expr = r#"rate(a_seconds_sum{b="c",d!~"e|f"}[1m]) + g{h!="",i=~".*"} + j{}"#;
+    let expected =
+        [("a_seconds", vec![("b", "c"), ("d", "e|f")]), ("g", vec![("h", ""), ("i", ".*")]), ("j", vec![])];
+    assert!(selectors(expr).eq(expected));
 }
 
 #[test]

@@ -170,8 +170,7 @@ impl<'a> Day<'a> {
             let mut targets = Vec::new();
             for target in panel.targets() {
                 let series = self.ask(target, range).await;
-                let is_number = |(_, value): &(f64, f64)| !value.is_nan();
-                if !series.iter().flat_map(|series| &series.values).any(is_number) {
+                if !has_number(&series) {
                     empty.push(format!(
                         "{:?}, query {}: {}",
                         panel.title(),
@@ -201,6 +200,37 @@ impl<'a> Day<'a> {
         json!({ "panels": panels, "starts": starts })
     }
 
+    /// Asks everything once more with single values of the variables: each query that heeds one finds something with one of its values.
+    pub(super) async fn ask_one_by_one(&self, range: u32) {
+        let mut empty = Vec::new();
+        for (name, series, label) in self.board.lists() {
+            let samples = self.prometheus.query(&sent_over(series, 1, range)).await;
+            let values: BTreeSet<&String> =
+                samples.iter().filter_map(|sample| sample.labels.get(label)).collect();
+            let variable = format!("${name}");
+            for panel in self.board.panels() {
+                let heeding =
+                    panel.targets().iter().filter(|target| text(&target["expr"]).contains(&variable));
+                for target in heeding {
+                    let mut found = false;
+                    for value in &values {
+                        let mut target = target.clone();
+                        target["expr"] = json!(text(&target["expr"]).replace(&variable, value));
+                        found = found || has_number(&self.ask(&target, range).await);
+                    }
+                    if !found {
+                        empty.push(format!(
+                            "{:?}, query {}, with one {name}",
+                            panel.title(),
+                            text(&target["refId"])
+                        ));
+                    }
+                }
+            }
+        }
+        assert!(empty.is_empty(), "no data for {}", empty.join("\n"));
+    }
+
     async fn ask(&self, target: &Value, range: u32) -> Vec<Series> {
         let expr = sent(target, range);
         if target["instant"] == true {
@@ -210,6 +240,10 @@ impl<'a> Day<'a> {
         }
         self.prometheus.query_range(&expr, range).await
     }
+}
+
+fn has_number(series: &[Series]) -> bool {
+    series.iter().flat_map(|series| &series.values).any(|(_, value)| !value.is_nan())
 }
 
 /// JSON has no NaN: that is null.
