@@ -28,6 +28,7 @@ const GLOBEX: (&str, &str) = ("GLOBEXTEAM", "GLOBEXKEY1");
 /// And for `acme`: the simulator's own.
 const ACME: (&str, &str) = ("TEAM123456", "KEY1234567");
 const PORT_FREE_WITHIN: Duration = Duration::from_secs(30);
+const TAKEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// What happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub(super) enum Incident {
     Mistakes,
     /// Somebody spoils a file of settings.
     Spoiled,
+    /// The roots of trust are replaced by another's, and Apple renews its servers: no connection is trusted any more.
+    Untrusted,
     /// Apple forgets the key of one app, for good.
     Revoked,
 }
@@ -60,6 +63,8 @@ pub(super) struct Town {
     pub(super) callers: Callers,
     broker: Broker,
     identity: Identity,
+    /// Of somebody else.
+    other: Identity,
     apple: Simulator,
     /// What Apple's side does wrong for now.
     struck: Vec<FaultId>,
@@ -103,6 +108,7 @@ impl Town {
             callers,
             broker,
             identity,
+            other,
             apple,
             struck: Vec::new(),
             address,
@@ -157,6 +163,10 @@ impl Town {
             Incident::Spoiled => {
                 self.place.write(&file_of(0), "[amqp]\nprefetch = \"many\"\n");
             }
+            Incident::Untrusted => {
+                self.trust(self.other.ca_pem()).await;
+                self.apple.order(Order::GoAway(shutdown()));
+            }
             Incident::Revoked => assert!(self.apple.revoke(GLOBEX.1), "it was known"),
         }
     }
@@ -184,6 +194,7 @@ impl Town {
             Incident::Spoiled => {
                 self.configs[0].write(&self.place, &file_of(0));
             }
+            Incident::Untrusted => self.trust(self.identity.ca_pem()).await,
             Incident::Revoked => unreachable!("nobody mends that"),
         }
     }
@@ -201,6 +212,21 @@ impl Town {
     fn sometimes(&mut self, probability: f64, fault: Fault) {
         let fault = fault.when(When { probability, ..When::default() });
         self.struck.push(self.apple.faults().add(fault));
+    }
+
+    /// Replaces the roots of trust, and waits until each worker has taken them over: only what is dialled then is judged by them.
+    async fn trust(&self, roots: &str) {
+        const CHANGES: &str = "ringcast_credential_reloads_total";
+        let changes = async |worker: &Worker| worker.metric(CHANGES).await.expect("it counts changes");
+        let before = [changes(&self.workers[0]).await, changes(&self.workers[1]).await];
+        self.place.write("ca.pem", roots);
+        let until = Instant::now() + TAKEN_WITHIN;
+        for (worker, before) in self.workers.iter().zip(before) {
+            while changes(worker).await <= before {
+                assert!(Instant::now() < until, "the roots were not taken over; {}", worker.log());
+                sleep(POLL_EVERY).await;
+            }
+        }
     }
 
     async fn listen_again(&mut self) {
