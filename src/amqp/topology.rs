@@ -137,6 +137,8 @@ pub struct Topology {
     pub queues: Vec<Queue>,
     /// After the queues.
     pub bindings: Vec<Binding>,
+    /// Whether results are copied to [`LIVE`].
+    pub live: bool,
 }
 
 impl Topology {
@@ -206,6 +208,7 @@ impl Topology {
                 routed(results, "quarantined_token.#", QUARANTINED_TOKENS),
                 routed(ENDED, "", ENDED),
             ],
+            live: settings.live,
         }
     }
 
@@ -222,11 +225,8 @@ impl Topology {
         }
         for queue in &self.queues {
             let what = format!("queue {}", queue.name);
-            let request = channel.queue_declare(
-                queue.name.as_str().into(),
-                QueueDeclareOptions::durable(),
-                table(&queue.arguments),
-            );
+            let (name, options) = (queue.name.as_str().into(), QueueDeclareOptions::durable());
+            let request = channel.queue_declare(name, options, table(&queue.arguments));
             make(&what, request).await?;
         }
         for binding in &self.bindings {
@@ -243,12 +243,12 @@ impl Topology {
         Ok(())
     }
 
-    /// Looks which things are missing, without making any. It sees names only: neither types, arguments nor bindings (a
-    /// result that no binding takes comes back as a return).
+    /// Looks which things are missing of those that are used, without making any. It sees names only: neither types, arguments
+    /// nor bindings (a result that no binding takes comes back as a return).
     pub async fn check(&self, link: &Link) -> Result<Presence, Error> {
         let mut presence = Presence::default();
         let mut channel = link.channel().await?;
-        for (thing, needed) in self.things() {
+        for (thing, needed) in self.used() {
             match look(&channel, &thing).await? {
                 Look::There => presence.there.push(thing),
                 Look::Hidden => {
@@ -264,6 +264,11 @@ impl Topology {
             }
         }
         Ok(presence)
+    }
+
+    /// Those that this worker uses: without `amqp.live` nothing is copied to [`LIVE`].
+    fn used(&self) -> impl Iterator<Item = (Thing, bool)> {
+        self.things().filter(|(thing, _)| self.live || thing.name() != LIVE)
     }
 
     /// Every exchange and queue, and whether it is needed.
@@ -467,12 +472,11 @@ mod tests {
     #[test]
     fn what_ringing_does_without_is_optional() {
         for live in [false, true] {
-            let things = Topology::of(&Settings { live, ..settings() });
-            let optional = things.things().filter(|(_, needed)| !needed).map(|(thing, _)| thing.to_string());
-            assert_eq!(
-                optional.collect::<Vec<_>>().join(", "),
-                "exchange ringcast.live, exchange ringcast.ended, queue ringcast.expired, queue ringcast.ended"
-            );
+            let topology = Topology::of(&Settings { live, ..settings() });
+            let optional = topology.used().filter(|(_, needed)| !needed).map(|(thing, _)| thing.to_string());
+            let onlookers = if live { "exchange ringcast.live, " } else { "" };
+            let others = "exchange ringcast.ended, queue ringcast.expired, queue ringcast.ended";
+            assert_eq!(optional.collect::<Vec<_>>().join(", "), format!("{onlookers}{others}"));
         }
     }
 

@@ -1,9 +1,9 @@
 //! The topology as the broker sees it.
 
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use ringcast::amqp::topology::Thing;
-use ringcast::amqp::{Error, State, supervisor};
+use ringcast::amqp::{Error, Settings, State, supervisor};
 use ringcast::cli::topology;
 use serde_json::{Value, json};
 
@@ -133,6 +133,11 @@ async fn everything_missing_is_named_at_once_and_declare_mends_it() {
     let queue = |name: &str| Thing::Queue(name.to_owned());
     assert_eq!(presence.needed, [queue("ringcast.invites"), queue("ringcast.outcomes")]);
     assert_eq!(presence.optional, [queue("ringcast.ended")]);
+    let live = peer.channel.exchange_delete("ringcast.live".into(), ExchangeDeleteOptions::default());
+    live.await.unwrap();
+    assert_eq!(supervisor::check(&all).await.unwrap(), presence, "nothing is copied there");
+    let copying = supervisor::check(&Settings { live: true, ..all.clone() }).await.unwrap();
+    assert_eq!(copying.optional, [Thing::Exchange("ringcast.live".to_owned()), queue("ringcast.ended")]);
 
     let rig = Rig::start(all.clone(), 5);
     let named = "queue ringcast.invites and queue ringcast.outcomes are missing";
