@@ -19,13 +19,14 @@ const EVERY: &str = "15s";
 const INTERVAL: u32 = 59;
 const JOB: &str = r#"job="ringcast",instance="ringcast-0""#;
 /// Nobody is in trouble, and nothing is full. `prefetch` is the default, of which invites get all but a twentieth.
-const HEALTHY: [Made; 11] = [
+const HEALTHY: [Made; 12] = [
     ("up", "", "1x40"),
     ("ringcast_build_info", r#"version="1""#, "1x40"),
     ("ringcast_amqp_prefetch", "", "500x40"),
     ("ringcast_amqp_connected", r#"role="consume""#, "1x40"),
     ("ringcast_amqp_oldest_untaken_seconds", "", "0x40"),
     ("ringcast_apns_oldest_unanswered_seconds", r#"environment="production""#, "0.1x40"),
+    ("ringcast_apns_streams", r#"environment="production",kind="used""#, "9x40"),
     ("ringcast_apns_dials_total", r#"environment="production",result="connected""#, "0+1x40"),
     ("ringcast_apns_dials_total", r#"environment="production",result="failed""#, "0x40"),
     ("ringcast_apns_dial_failures_total", r#"environment="production",reason="timeout""#, "0x40"),
@@ -34,6 +35,7 @@ const HEALTHY: [Made; 11] = [
 ];
 const FULL: Made = ("ringcast_amqp_unsettled", "", "475x40");
 const EXPIRE: Made = ("ringcast_expired_total", r#"stage="slot""#, "0+30x40");
+const UNANSWERED: Made = ("ringcast_apns_oldest_unanswered_seconds", r#"environment="production""#, "0+5x40");
 const UNCONNECTED: Made = ("ringcast_apns_pools", r#"environment="production",state="unconnected""#, "1x40");
 const TIMED_OUT: Made =
     ("ringcast_apns_dial_failures_total", r#"environment="production",reason="timeout""#, "0+9x40");
@@ -48,7 +50,7 @@ const BROKER: &str = "The broker";
 const SETTINGS: &str = "The settings";
 const WORKERS: &str = "The workers";
 
-const CASES: [Case; 15] = [
+const CASES: [Case; 18] = [
     ("all is well", &[("ringcast_amqp_unsettled", "", "449x40")], &[]),
     ("nine tenths are held", &[("ringcast_amqp_unsettled", "", "450x40")], &[(WORKERS, 1)]),
     ("as many as may be are held", &[FULL], &[(WORKERS, 1)]),
@@ -75,6 +77,26 @@ const CASES: [Case; 15] = [
             ("ringcast_apns_dial_failures_total", r#"environment="sandbox",reason="proxy""#, "0+9x40"),
         ],
         &[(WAY, 2), (SETTINGS, 1)],
+    ),
+    ("Apple does not answer one push", &[FULL, EXPIRE, UNANSWERED], &[(WORKERS, 2)]),
+    (
+        "Apple answers no push for some seconds",
+        &[
+            FULL,
+            EXPIRE,
+            UNANSWERED,
+            ("ringcast_apns_streams", r#"environment="production",kind="used""#, "400x40"),
+        ],
+        &[(APPLE, 1)],
+    ),
+    (
+        "Apple is slow when few call",
+        &[
+            ("ringcast_stage_seconds_bucket", r#"stage="apns",le="1.0""#, "0+2x40"),
+            ("ringcast_stage_seconds_bucket", r#"stage="apns",le="2.0""#, "0+3x40"),
+            ("ringcast_stage_seconds_bucket", r#"stage="apns",le="+Inf""#, "0+3x40"),
+        ],
+        &[(APPLE, 1)],
     ),
     (
         "Apple fails",
