@@ -29,13 +29,14 @@ const BUSY_ONCE: &str =
     "[[fault]]\ncount = 1\ndo = \"answer\"\nstatus = 503\nreason = \"ServiceUnavailable\"\n";
 
 /// `collector.py`, while it runs.
-struct Collector {
+pub(crate) struct Collector {
     process: Process,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Collector {
-    async fn start(place: &Place, arguments: &[&str]) -> Self {
+    /// With the arguments of the program.
+    pub(crate) async fn start(place: &Place, arguments: &[&str]) -> Self {
         let program = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/collector.py");
         let path = |path: &PathBuf| path.to_str().expect("the test's paths are UTF-8").to_owned();
         let program = path(&program);

@@ -50,7 +50,7 @@ const BROKER: &str = "The broker";
 const SETTINGS: &str = "The settings";
 const WORKERS: &str = "The workers";
 
-const CASES: [Case; 18] = [
+const CASES: [Case; 19] = [
     ("all is well", &[("ringcast_amqp_unsettled", "", "449x40")], &[]),
     ("nine tenths are held", &[("ringcast_amqp_unsettled", "", "450x40")], &[(WORKERS, 1)]),
     ("as many as may be are held", &[FULL], &[(WORKERS, 1)]),
@@ -110,6 +110,14 @@ const CASES: [Case; 18] = [
         "a handler dies meanwhile",
         &[FULL, NO_OUTCOMES, ("ringcast_handler_panics_total", "", "0+1x40")],
         &[(BROKER, 1), (WORKERS, 1)],
+    ),
+    (
+        "a file was refused and a worker restarted five minutes ago",
+        &[
+            ("ringcast_credential_reloads_total", r#"result="refused""#, "0x20 1x20"),
+            ("process_start_time_seconds", "", "1x20 300x20"),
+        ],
+        &[(SETTINGS, 1), (WORKERS, 1)],
     ),
 ];
 

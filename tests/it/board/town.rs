@@ -16,6 +16,7 @@ use crate::place::Place;
 use crate::plan::now;
 use crate::process::POLL_EVERY;
 use crate::prometheus::Target;
+use crate::trace::Collector;
 use crate::vhost::start_broker;
 use crate::worker::{Config, Worker};
 
@@ -25,8 +26,12 @@ const WORKERS: [&str; 2] = ["ringcast-0", "ringcast-1"];
 const PREFETCH: usize = 120;
 /// Who signs for the app `globex`.
 const GLOBEX: (&str, &str) = ("GLOBEXTEAM", "GLOBEXKEY1");
+/// The key that takes its place.
+const GLOBEX_NEXT: &str = "GLOBEXKEY2";
 /// And for `acme`: the simulator's own.
 const ACME: (&str, &str) = ("TEAM123456", "KEY1234567");
+/// What the collector of spans asks for.
+const SECRET: &str = "open-sesame";
 const PORT_FREE_WITHIN: Duration = Duration::from_secs(30);
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
 
@@ -49,7 +54,7 @@ pub(super) enum Incident {
     Killed,
     /// Those who publish make mistakes.
     Mistakes,
-    /// Somebody spoils a file of settings.
+    /// Somebody spoils a file of settings; who mends it gives an app another key.
     Spoiled,
     /// The roots of trust are replaced by another's, and Apple renews its servers: no connection is trusted any more.
     Untrusted,
@@ -72,6 +77,8 @@ pub(super) struct Town {
     listening: Option<Listening>,
     configs: [Config; 2],
     workers: Vec<Worker>,
+    /// Takes spans until the end.
+    _collector: Collector,
 }
 
 impl Town {
@@ -80,8 +87,9 @@ impl Town {
         let place = Place::new("board");
         let broker = start_broker().await;
         let [identity, other] = [(); 2].map(|()| Identity::ephemeral().expect("an identity can be made"));
-        let globex = Credential::new(GLOBEX.0, GLOBEX.1, other.verifying_key());
-        let options = Options { credentials: vec![globex], journal_entries_max: 0, ..Options::of(&identity) };
+        let credentials =
+            [GLOBEX.1, GLOBEX_NEXT].map(|key| Credential::new(GLOBEX.0, key, other.verifying_key())).to_vec();
+        let options = Options { credentials, journal_entries_max: 0, ..Options::of(&identity) };
         let apple = Simulator::new(options).expect("there is no journal's file that could fail");
         for (prefix, fault) in [
             (DEAD, Fault::answer(410, "Unregistered")),
@@ -95,7 +103,16 @@ impl Town {
         let listening = apple.listen(any_port, identity.server_config()).await.expect("there is a free port");
         let address = listening.local_addr();
         let url = format!("https://{address}");
-        let configs = WORKERS.map(|name| config(&place, &broker, (&identity, &other), &url, name));
+        let collector = Collector::start(&place, &["take", SECRET]).await;
+        let headers = place.write("headers", format!("x-secret: {SECRET}\n"));
+        let configs = WORKERS.map(|name| {
+            let mut config = config(&place, &broker, (&identity, &other), &url, name);
+            config
+                .text("traces", "otlp_endpoint", &collector.url)
+                .path("traces", "headers_file", &headers)
+                .set("traces", "sample_ratio", "0.1");
+            config
+        });
         declare(&place, &configs[0]).await;
         let mut workers = Vec::new();
         for (config, name) in configs.iter().zip(WORKERS) {
@@ -115,6 +132,7 @@ impl Town {
             listening,
             configs,
             workers,
+            _collector: collector,
         }
     }
 
@@ -167,7 +185,7 @@ impl Town {
                 self.trust(self.other.ca_pem()).await;
                 self.apple.order(Order::GoAway(shutdown()));
             }
-            Incident::Revoked => assert!(self.apple.revoke(GLOBEX.1), "it was known"),
+            Incident::Revoked => assert!(self.apple.revoke(GLOBEX_NEXT), "it was known"),
         }
     }
 
@@ -192,7 +210,10 @@ impl Town {
             }
             Incident::Mistakes => self.callers.err(false),
             Incident::Spoiled => {
-                self.configs[0].write(&self.place, &file_of(0));
+                for worker in 0..WORKERS.len() {
+                    self.configs[worker].text("apps.globex.auth", "key_id", GLOBEX_NEXT);
+                    self.configs[worker].write(&self.place, &file_of(worker));
+                }
             }
             Incident::Untrusted => self.trust(self.identity.ca_pem()).await,
             Incident::Revoked => unreachable!("nobody mends that"),
