@@ -35,7 +35,7 @@ const LEFT_OUT: [(&str, &str); 5] = [
 /// Of Prometheus itself.
 const NOT_OURS: [&str; 1] = ["up"];
 /// Labels that Prometheus gives to all series of a target.
-const OF_THE_SCRAPE: [&str; 2] = ["job", "instance"];
+const OF_THE_SCRAPE: [&str; 3] = ["namespace", "job", "instance"];
 
 #[test]
 fn the_board_shows_the_families_of_the_page() {
@@ -84,7 +84,7 @@ fn selectors_name_labels_and_values_of_the_page() {
 async fn every_query_finds_data_and_every_tile_its_incident() {
     let seconds: Option<u64> = std::env::var("BOARD_SECONDS").ok().map(|text| text.parse().expect("seconds"));
     let mut town = Town::start().await;
-    let prometheus = Prometheus::start(&town.targets(), &[]).await;
+    let prometheus = Prometheus::start_in("calls", &town.targets()).await;
     prometheus.await_scraped(2, SCRAPED_WITHIN).await;
     let began = Instant::now();
     let over = tokio::sync::watch::Sender::new(false);

@@ -73,6 +73,18 @@ impl Prometheus {
         Self::scrape(&json!([{ "job_name": "ringcast", "static_configs": targets }]), rule_files).await
     }
 
+    /// The same without rules; all series have this label `namespace`, too.
+    pub(crate) async fn start_in(namespace: &str, targets: &[Target<'_>]) -> Self {
+        let target = |target: &Target<'_>| {
+            json!({
+                "targets": [format!("127.0.0.1:{}", target.port)],
+                "labels": { "instance": target.instance, "namespace": namespace },
+            })
+        };
+        let targets: Vec<Value> = targets.iter().map(target).collect();
+        Self::scrape(&json!([{ "job_name": "ringcast", "static_configs": targets }]), &[]).await
+    }
+
     /// The same for targets of which each is a job of its own, and a broker that serves single queues, as the job `rabbitmq`.
     pub(crate) async fn start_jobs(jobs: &[(&str, u16)], broker: u16, rule_files: &[PathBuf]) -> Self {
         let targets = |port: &u16| json!([{ "targets": [format!("127.0.0.1:{port}")] }]);

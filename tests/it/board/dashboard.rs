@@ -113,6 +113,7 @@ pub(super) fn sent_over(expr: &str, interval: u32, range_seconds: u32) -> String
     let values = [
         ("$__rate_interval", rate_interval.as_str()),
         ("$__range", &range),
+        ("$namespace", ".*"),
         ("$job", "(ringcast)"),
         ("$instance", ".*"),
         ("$app", ".*"),

@@ -78,7 +78,7 @@ fn every_panel_is_whole() {
             mistakes.push(format!("{place}: a window of its own"));
         }
         for family in expr.split('{').skip(1) {
-            if !family.starts_with(r#"job=~"$job",instance=~"$instance""#) {
+            if !family.starts_with(r#"namespace=~"$namespace",job=~"$job",instance=~"$instance""#) {
                 mistakes.push(format!("{place}: not only of the workers that were chosen"));
             }
         }

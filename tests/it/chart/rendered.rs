@@ -342,15 +342,22 @@ async fn the_rules_are_the_alerts_and_the_board_is_the_board() {
     // Links lead to a copy of the runbook, where somebody says where it is.
     let base =
         json!({ "monitoring": { "prometheusRule": { "runbookBase": "https://docs.example/calls/" } } });
-    let linked = with_values("full", Cluster::WithOperators, &[base]).await.remove(0);
-    let linked = linked.only("PrometheusRule")["spec"]["groups"].to_string();
+    let linking = with_values("full", Cluster::WithOperators, &[base]).await.remove(0);
+    let linked = linking.only("PrometheusRule")["spec"]["groups"].to_string();
     let groups = alerts.0[0]["groups"].to_string();
     assert_eq!(linked, groups.replace("\"RUNBOOK.md", "\"https://docs.example/calls/RUNBOOK.md"));
     assert!(linked != groups);
 
-    let mut boards = full.of_kind("ConfigMap").filter_map(|map| map["data"].as_object()).flatten();
-    let board = boards.find(|(name, _)| *name == "ringcast.json").expect("there is the dashboard").1;
-    assert!(text(board) == DASHBOARD, "the dashboard is not the file, byte for byte");
+    let board = |rendered: &Objects| {
+        let mut files = rendered.of_kind("ConfigMap").filter_map(|map| map["data"].as_object()).flatten();
+        text(files.find(|(name, _)| *name == "ringcast.json").expect("there is the dashboard").1).to_owned()
+    };
+    assert!(board(&full) == DASHBOARD, "the dashboard is not the file, byte for byte");
+    let mut linked: Value = serde_json::from_str(&board(&linking)).expect("it is JSON");
+    let links = linked["links"].take();
+    assert_eq!(links[0]["url"], "https://docs.example/calls/RUNBOOK.md");
+    linked["links"] = json!([]);
+    assert_eq!(linked, serde_json::from_str::<Value>(DASHBOARD).expect("it is JSON"), "nothing else differs");
 }
 
 /// Series have the job that alerts and dashboard show: the operator makes it of namespace and name of the monitor.
