@@ -25,9 +25,7 @@ use town::Town;
 
 const SCRAPED_WITHIN: Duration = Duration::from_mins(1);
 /// Families of the page that the board leaves out, and why.
-const LEFT_OUT: [(&str, &str); 5] = [
-    ("ringcast_barred_total", "they are among the phones that did not ring, as `failed`"),
-    ("ringcast_apns_usable", "pools that are not usable are shown by state, and the credential by app"),
+const LEFT_OUT: [(&str, &str); 3] = [
     ("ringcast_log_lines_dropped_total", "no call depends on it"),
     ("process_virtual_memory_bytes", "nothing to act on, as its row says"),
     ("process_threads", "nothing to act on, as its row says"),

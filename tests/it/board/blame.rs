@@ -50,7 +50,7 @@ const BROKER: &str = "The broker";
 const SETTINGS: &str = "The settings";
 const WORKERS: &str = "The workers";
 
-const CASES: [Case; 19] = [
+const CASES: [Case; 20] = [
     ("all is well", &[("ringcast_amqp_unsettled", "", "449x40")], &[]),
     ("nine tenths are held", &[("ringcast_amqp_unsettled", "", "450x40")], &[(WORKERS, 1)]),
     ("as many as may be are held", &[FULL], &[(WORKERS, 1)]),
@@ -118,6 +118,15 @@ const CASES: [Case; 19] = [
             ("process_start_time_seconds", "", "1x20 300x20"),
         ],
         &[(SETTINGS, 1), (WORKERS, 1)],
+    ),
+    (
+        "invites came too often, and others from elsewhere",
+        &[
+            ("ringcast_barred_total", r#"environment="production",why="delivery_limit""#, "0x20 9x20"),
+            ("ringcast_barred_total", r#"environment="sandbox",why="unsaid""#, "0x20 9x20"),
+            ("ringcast_devices_total", r#"environment="production",result="failed""#, "0x20 18x20"),
+        ],
+        &[(WORKERS, 1)],
     ),
 ];
 
