@@ -36,6 +36,8 @@ const HEALTHY: [Made; 12] = [
 const FULL: Made = ("ringcast_amqp_unsettled", "", "475x40");
 const EXPIRE: Made = ("ringcast_expired_total", r#"stage="slot""#, "0+30x40");
 const UNANSWERED: Made = ("ringcast_apns_oldest_unanswered_seconds", r#"environment="production""#, "0+5x40");
+const BUSY: Made = ("ringcast_apns_streams", r#"environment="production",kind="used""#, "400x40");
+const ANSWERED: &str = r#"environment="production",status="200""#;
 const UNCONNECTED: Made = ("ringcast_apns_pools", r#"environment="production",state="unconnected""#, "1x40");
 const TIMED_OUT: Made =
     ("ringcast_apns_dial_failures_total", r#"environment="production",reason="timeout""#, "0+9x40");
@@ -50,7 +52,7 @@ const BROKER: &str = "The broker";
 const SETTINGS: &str = "The settings";
 const WORKERS: &str = "The workers";
 
-const CASES: [Case; 20] = [
+const CASES: [Case; 23] = [
     ("all is well", &[("ringcast_amqp_unsettled", "", "449x40")], &[]),
     ("nine tenths are held", &[("ringcast_amqp_unsettled", "", "450x40")], &[(WORKERS, 1)]),
     ("as many as may be are held", &[FULL], &[(WORKERS, 1)]),
@@ -86,6 +88,31 @@ const CASES: [Case; 20] = [
             EXPIRE,
             UNANSWERED,
             ("ringcast_apns_streams", r#"environment="production",kind="used""#, "400x40"),
+        ],
+        &[(APPLE, 1)],
+    ),
+    (
+        "Apple answers all but one push, and workers may hold too little",
+        &[FULL, EXPIRE, UNANSWERED, BUSY, ("ringcast_apns_responses_total", ANSWERED, "0+9000x40")],
+        &[(WORKERS, 2)],
+    ),
+    (
+        "Apple answered no push two minutes ago",
+        &[
+            EXPIRE,
+            ("ringcast_apns_oldest_unanswered_seconds", r#"environment="production""#, "5x32 0x8"),
+            ("ringcast_apns_streams", r#"environment="production",kind="used""#, "400x32 9x8"),
+            ("ringcast_apns_responses_total", ANSWERED, "0x32 0+9000x8"),
+        ],
+        &[],
+    ),
+    (
+        "all streams wait for Apple",
+        &[
+            FULL,
+            UNANSWERED,
+            ("ringcast_apns_streams", r#"environment="production",kind="used""#, "40x40"),
+            ("ringcast_apns_streams", r#"environment="production",kind="allowed""#, "50x40"),
         ],
         &[(APPLE, 1)],
     ),

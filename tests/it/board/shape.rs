@@ -15,7 +15,7 @@ const KINDS: [&str; 5] = ["row", "stat", "timeseries", "heatmap", "table"];
 const COLUMNS: u64 = 24;
 /// Rates are taken over what fits the scrapes and the time shown. The last three minutes are for what a trouble leaves behind: calls
 /// that waited through it; ten are for what happens at once and is not over then, such as a file that was refused.
-const WINDOWS: [&str; 4] = ["[$__rate_interval]", "[$__range]", "[3m]", "[10m]"];
+const WINDOWS: [&str; 5] = ["[$__rate_interval]", "[$__range]", "[3m]", "[3m:5s]", "[10m]"];
 /// The alerts that descriptions lead to.
 const RUNBOOK: &str = include_str!("../../../charts/ringcast/RUNBOOK.md");
 
