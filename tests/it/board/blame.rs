@@ -153,7 +153,7 @@ const CASES: [Case; 23] = [
             ("ringcast_barred_total", r#"environment="sandbox",why="unsaid""#, "0x20 9x20"),
             ("ringcast_devices_total", r#"environment="production",result="failed""#, "0x20 18x20"),
         ],
-        &[(WORKERS, 1)],
+        &[(BROKER, 1), (WORKERS, 1)],
     ),
 ];
 
