@@ -142,7 +142,7 @@ impl Metrics {
             ),
             ledger_entries: declare.gauges(
                 "ringcast_ledger_entries",
-                "Invites in this worker's memory: `in_flight`, and `remembered` with their results, in case they come again.",
+                "Invites in this worker's memory: `in_flight`, and `remembered` with their results for twice `worker.deadline_max`, in case they come again.",
                 &["state"],
             ),
             ledger_answers: declare.counter(

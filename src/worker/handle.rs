@@ -111,7 +111,7 @@ pub(super) async fn handle<G: Gateway>(
         Ok(invite) => {
             witness.reads(invite.call_id);
             drop(body);
-            let admission = worker.ledger.admit(identity).await;
+            let admission = worker.ledger.admit(identity, taken.at).await;
             // Only now: while it waited for a copy of it, that one may have died.
             let taken = taken.suspect(worker.poison.deaths(&identity), returned);
             let poison = matches!(taken.bar, Some(Bar::Poison(_)));
@@ -302,7 +302,7 @@ async fn ring<G: Gateway>(
         story.error = outcome.error;
         story.timeline = timeline;
     }
-    ticket.finish(Arc::clone(&publications));
+    ticket.finish(Arc::clone(&publications), settled);
     Some(publications)
 }
 

@@ -3,14 +3,21 @@
 //! Bounded, by number and by bytes: the broker redelivers only what was unacknowledged, so a few prefetches' worth is enough to
 //! answer every redelivery to this worker, and results may be long. The oldest are forgotten first; invites that are being handled,
 //! never. An invite is marked known when its outcome is final, never before.
+//!
+//! And timed: for twice the furthest that a deadline may lie ahead. The invite itself rings no more after its deadline. Another message
+//! about its call is written while that rings, and by then its own deadline is over, too. Whoever uses the call's id again hours later
+//! means to ring, and no token is kept for longer than it is of use. What the broker gives back after an outage that lasted longer
+//! is past its deadline: it is told as expired, with an earlier attempt that is possible.
 
 use std::collections::{HashMap, VecDeque, hash_map};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::mailbox::Publication;
 use crate::domain::id::{ApnsId, Identity};
@@ -55,9 +62,10 @@ pub(super) struct Ledger(Arc<Mutex<Table>>);
 struct Table {
     entries_max: usize,
     bytes_max: usize,
+    retention: Duration,
     entries: DigestMap<Identity, Entry>,
-    /// Known invites, oldest first.
-    known: VecDeque<Identity>,
+    /// Known invites and since when, oldest first.
+    known: VecDeque<(Identity, Instant)>,
     /// What they take.
     known_bytes: usize,
     /// Which invite tried a call and token.
@@ -95,11 +103,12 @@ pub(super) struct Ticket {
 }
 
 impl Ledger {
-    /// A ledger that remembers this many finished invites, and no more than take so many bytes; the last one in any case.
-    pub(super) fn new(entries_max: usize, bytes_max: usize) -> Self {
+    /// A ledger that remembers this many finished invites for so long, and no more than take so many bytes; the last one in any case.
+    pub(super) fn new(entries_max: usize, bytes_max: usize, retention: Duration) -> Self {
         Self(Arc::new(Mutex::new(Table {
             entries_max: entries_max.max(1),
             bytes_max,
+            retention,
             entries: HashMap::default(),
             known: VecDeque::new(),
             known_bytes: 0,
@@ -107,28 +116,41 @@ impl Ledger {
         })))
     }
 
-    /// Admits an invite. One that is being handled already is waited for, not handled twice.
-    pub(super) async fn admit(&self, identity: Identity) -> Admission {
+    /// Admits an invite that came now. One that is being handled already is waited for, not handled twice.
+    pub(super) async fn admit(&self, identity: Identity, now: Instant) -> Admission {
         loop {
-            let done = match self.0.lock().entries.entry(identity) {
-                hash_map::Entry::Vacant(entry) => {
-                    entry.insert(Entry::InFlight { waiting: Vec::new() });
-                    return Admission::New(Ticket { ledger: self.clone(), identity, tried: Tried::new() });
-                }
-                hash_map::Entry::Occupied(entry) => match entry.into_mut() {
-                    Entry::Known { known, .. } => return Admission::Known(Arc::clone(known)),
-                    Entry::InFlight { waiting } => {
-                        // Who gave up waiting leaves room.
-                        waiting.retain(|copy| !copy.is_closed());
-                        let (copy, done) = oneshot::channel();
-                        waiting.push(copy);
-                        done
+            let done = {
+                let mut table = self.0.lock();
+                table.forget_old(now);
+                match table.entries.entry(identity) {
+                    hash_map::Entry::Vacant(entry) => {
+                        entry.insert(Entry::InFlight { waiting: Vec::new() });
+                        return Admission::New(Ticket {
+                            ledger: self.clone(),
+                            identity,
+                            tried: Tried::new(),
+                        });
                     }
-                },
+                    hash_map::Entry::Occupied(entry) => match entry.into_mut() {
+                        Entry::Known { known, .. } => return Admission::Known(Arc::clone(known)),
+                        Entry::InFlight { waiting } => {
+                            // Who gave up waiting leaves room.
+                            waiting.retain(|copy| !copy.is_closed());
+                            let (copy, done) = oneshot::channel();
+                            waiting.push(copy);
+                            done
+                        }
+                    },
+                }
             };
             // Nothing is ever sent: this ends, with an error, when the invite is known or its ticket was dropped.
             let _ = done.await;
         }
+    }
+
+    /// Forgets what is too old by now. Whoever does not come to admit or to finish anything does so now and then.
+    pub(super) fn forget_old(&self, now: Instant) {
+        self.0.lock().forget_old(now);
     }
 
     /// How many invites are being handled, and how many finished ones are remembered.
@@ -166,13 +188,14 @@ impl Ticket {
         }
     }
 
-    /// The outcome is final.
-    pub(super) fn finish(mut self, known: Known) {
+    /// The outcome is final now.
+    pub(super) fn finish(mut self, known: Known, now: Instant) {
         let tried = std::mem::take(&mut self.tried);
         let mut table = self.ledger.0.lock();
         table.known_bytes += weight(&known, &tried);
         table.entries.insert(self.identity, Entry::Known { known, tried });
-        table.known.push_back(self.identity);
+        table.known.push_back((self.identity, now));
+        table.forget_old(now);
         while table.is_over() {
             table.forget_oldest();
         }
@@ -206,8 +229,16 @@ impl Table {
         self.known.len() > self.entries_max || self.known_bytes > self.bytes_max && self.known.len() > 1
     }
 
+    fn forget_old(&mut self, now: Instant) {
+        while let Some((_, since)) = self.known.front()
+            && now.saturating_duration_since(*since) >= self.retention
+        {
+            self.forget_oldest();
+        }
+    }
+
     fn forget_oldest(&mut self) {
-        let Some(identity) = self.known.pop_front() else { return };
+        let Some((identity, _)) = self.known.pop_front() else { return };
         if let Some(Entry::Known { known, tried }) = self.entries.remove(&identity) {
             self.known_bytes -= weight(&known, &tried);
             for id in tried {
@@ -221,6 +252,8 @@ impl Table {
 mod tests {
     use super::*;
     use crate::domain::id::{CallId, DeviceToken};
+
+    const RETENTION: Duration = Duration::from_mins(10);
 
     fn nothing() -> Known {
         Arc::new([])
@@ -236,7 +269,7 @@ mod tests {
     }
 
     async fn ticket(ledger: &Ledger, name: &str) -> Ticket {
-        match ledger.admit(identity(name)).await {
+        match ledger.admit(identity(name), Instant::now()).await {
             Admission::New(ticket) => ticket,
             Admission::Known(_) => panic!("{name} is known"),
         }
@@ -244,61 +277,93 @@ mod tests {
 
     #[tokio::test]
     async fn a_finished_invite_is_known_until_others_push_it_out() {
-        let ledger = Ledger::new(2, usize::MAX);
+        let ledger = Ledger::new(2, usize::MAX, RETENTION);
         for name in ["a", "b", "c"] {
             let mut ticket = ticket(&ledger, name).await;
             assert!(ticket.claim(id(name)));
-            ticket.finish(nothing());
+            ticket.finish(nothing(), Instant::now());
         }
         assert_eq!(ledger.len(), (2, 2));
         let _in_flight = ticket(&ledger, "d").await;
         assert_eq!(ledger.count(), (1, 2));
-        assert!(matches!(ledger.admit(identity("c")).await, Admission::Known(_)));
-        assert!(matches!(ledger.admit(identity("a")).await, Admission::New(_)));
+        assert!(matches!(ledger.admit(identity("c"), Instant::now()).await, Admission::Known(_)));
+        assert!(matches!(ledger.admit(identity("a"), Instant::now()).await, Admission::New(_)));
     }
 
     #[tokio::test]
     async fn long_results_push_others_out_before_their_number_does() {
         let long: Known =
             Arc::new([Publication { body: vec![b' '; 10_000].into(), ..Publication::sample() }]);
-        let ledger = Ledger::new(100, 35_000);
+        let ledger = Ledger::new(100, 35_000, RETENTION);
         let in_flight = ticket(&ledger, "first").await;
         for name in ["a", "b", "c", "d"] {
             let mut ticket = ticket(&ledger, name).await;
             assert!(ticket.claim(id(name)));
-            ticket.finish(Arc::clone(&long));
+            ticket.finish(Arc::clone(&long), Instant::now());
         }
         assert_eq!((ledger.count(), ledger.len()), ((1, 3), (4, 3)), "what is in flight is not forgotten");
-        assert!(matches!(ledger.admit(identity("b")).await, Admission::Known(_)), "the oldest goes first");
+        assert!(
+            matches!(ledger.admit(identity("b"), Instant::now()).await, Admission::Known(_)),
+            "the oldest goes first"
+        );
         assert!(ticket(&ledger, "a").await.claim(id("a")));
         for short in 0..10 {
-            ticket(&ledger, &short.to_string()).await.finish(nothing());
+            ticket(&ledger, &short.to_string()).await.finish(nothing(), Instant::now());
         }
         assert_eq!(ledger.count().1, 12, "short ones leave room for more");
         // One alone that is too long is known all the same.
-        in_flight.finish(std::iter::repeat_n(long[0].clone(), 4).collect());
+        in_flight.finish(std::iter::repeat_n(long[0].clone(), 4).collect(), Instant::now());
         assert_eq!(ledger.count().1, 1);
-        assert!(matches!(ledger.admit(identity("first")).await, Admission::Known(_)));
-        ticket(&ledger, "last").await.finish(nothing());
+        assert!(matches!(ledger.admit(identity("first"), Instant::now()).await, Admission::Known(_)));
+        ticket(&ledger, "last").await.finish(nothing(), Instant::now());
         assert_eq!(ledger.count().1, 1);
         assert_eq!(ledger.0.lock().known_bytes, ENTRY_BYTES, "nothing is left of what is forgotten");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_finished_invite_is_known_for_a_time() {
+        let ledger = Ledger::new(100, usize::MAX, RETENTION);
+        for name in ["a", "b"] {
+            let mut ticket = ticket(&ledger, name).await;
+            assert!(ticket.claim(id(name)));
+            ticket.finish(nothing(), Instant::now());
+            tokio::time::advance(RETENTION / 4).await;
+        }
+        let in_flight = ticket(&ledger, "slow").await;
+        tokio::time::advance(RETENTION / 2 - Duration::from_millis(1)).await;
+        assert!(matches!(ledger.admit(identity("a"), Instant::now()).await, Admission::Known(_)));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        // Its call id used again is another call. That it was asked for did not make it younger.
+        assert!(ticket(&ledger, "another").await.claim(id("a")), "too old for whoever is admitted");
+        assert!(matches!(ledger.admit(identity("b"), Instant::now()).await, Admission::Known(_)));
+        tokio::time::advance(RETENTION).await;
+        in_flight.finish(nothing(), Instant::now());
+        assert_eq!(ledger.len(), (1, 0), "too old when another is finished; what is in flight is not");
+        tokio::time::advance(RETENTION).await;
+        assert_eq!(ledger.count(), (0, 1));
+        ledger.forget_old(Instant::now());
+        assert_eq!(
+            (ledger.len(), ledger.0.lock().known_bytes),
+            ((0, 0), 0),
+            "a quiet worker forgets as well"
+        );
+    }
+
     #[tokio::test]
     async fn a_second_copy_waits_for_the_first() {
-        let ledger = Ledger::new(2, usize::MAX);
+        let ledger = Ledger::new(2, usize::MAX, RETENTION);
         let first = ticket(&ledger, "a").await;
-        let second = ledger.admit(identity("a"));
+        let second = ledger.admit(identity("a"), Instant::now());
         let (admission, ()) = tokio::join!(second, async {
             tokio::task::yield_now().await;
-            first.finish(nothing());
+            first.finish(nothing(), Instant::now());
         });
         assert!(matches!(admission, Admission::Known(_)));
     }
 
     #[tokio::test]
     async fn an_abandoned_invite_is_new_again() {
-        let ledger = Ledger::new(2, usize::MAX);
+        let ledger = Ledger::new(2, usize::MAX, RETENTION);
         let mut first = ticket(&ledger, "a").await;
         assert!(first.claim(id("ab01")));
         drop(first);
@@ -308,7 +373,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_and_token_belong_to_one_invite() {
-        let ledger = Ledger::new(2, usize::MAX);
+        let ledger = Ledger::new(2, usize::MAX, RETENTION);
         let mut first = ticket(&ledger, "a").await;
         let mut second = ticket(&ledger, "b").await;
         assert!(first.claim(id("ab01")));

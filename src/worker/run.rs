@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::coop::unconstrained;
+use tokio::time::Instant;
 
 use super::Settings;
 use super::breaker::Breakers;
@@ -71,6 +72,9 @@ impl<G: Gateway> Worker<G> {
         /// An eighth of the memory that the chart allows a shard, and room for all of them with 4 KiB each. Results with a sentence
         /// for each of a hundred devices are twenty times as long.
         const BYTES_REMEMBERED: usize = 32 << 20;
+        /// See `ledger.rs`.
+        const DEADLINES_REMEMBERED: u32 = 2;
+        let retention = settings.deadline_max.saturating_mul(DEADLINES_REMEMBERED);
         let breakers = Breakers::new(&apps, settings.suspect_percent_max, Arc::clone(&metrics));
         let outcome_keys = apps.iter().map(|app| format!("outcome.{}", app.name).into()).collect();
         let rules = Rules {
@@ -88,7 +92,7 @@ impl<G: Gateway> Worker<G> {
             key_ids,
             copies_live,
             outbox,
-            ledger: Ledger::new(remembered, BYTES_REMEMBERED),
+            ledger: Ledger::new(remembered, BYTES_REMEMBERED, retention),
             poison: Poison::new(remembered),
             breakers,
             clock,
@@ -119,11 +123,12 @@ impl<G> Worker<G> {
         self.breakers.clone()
     }
 
-    /// Writes the gauges that only a scrape needs.
+    /// Writes the gauges that only a scrape needs, and forgets what is too old, as a worker without invites would not.
     pub fn refresh(&self) {
         let (count, age) =
             self.untaken.backlog().map_or((0, Duration::ZERO), |backlog| (backlog.count, backlog.age));
         self.metrics.amqp_untaken(count, age);
+        self.ledger.forget_old(Instant::now());
         let (in_flight, remembered) = self.ledger.count();
         self.metrics.ledger_entries(in_flight, remembered);
     }
