@@ -142,7 +142,7 @@ impl Metrics {
             ),
             ledger_entries: declare.gauges(
                 "ringcast_ledger_entries",
-                "Invites in this worker's memory: `in_flight`, and `remembered` with their results for twice `worker.deadline_max`, in case they come again.",
+                "Invites in this worker's memory: `in_flight` until they are settled, and `remembered` from then on, with their results for twice `worker.deadline_max`, in case they come again.",
                 &["state"],
             ),
             ledger_answers: declare.counter(
@@ -343,7 +343,7 @@ impl Metrics {
         self.expired.with_label_values(&[stage]).inc();
     }
 
-    /// How many invites are being handled, and how many finished ones are remembered.
+    /// How many invites are not settled, and how many settled ones are remembered.
     pub fn ledger_entries(&self, in_flight: usize, remembered: usize) {
         for (state, count) in [("in_flight", in_flight), ("remembered", remembered)] {
             self.ledger_entries.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));

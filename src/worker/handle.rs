@@ -96,7 +96,7 @@ pub(super) async fn handle<G: Gateway>(
         .and_then(|tracer| tracer.begin(&properties, body.len(), redelivered, received));
     // Made after the receipt, it is dropped before it.
     let witness = worker.poison.witness(identity);
-    match read(worker, &body, &properties, taken, story.as_deref()) {
+    let ticket = match read(worker, &body, &properties, taken, story.as_deref()) {
         Err(malformed) => {
             let outcome = refuse(worker, &identity, &malformed, &properties, taken, story.as_deref_mut());
             if confirm(worker, std::slice::from_ref(&outcome), &receipt, story.as_deref_mut()).await {
@@ -107,6 +107,7 @@ pub(super) async fn handle<G: Gateway>(
                 );
                 receipt.reject();
             }
+            None
         }
         Ok(invite) => {
             witness.reads(invite.call_id);
@@ -115,19 +116,21 @@ pub(super) async fn handle<G: Gateway>(
             // Only now: while it waited for a copy of it, that one may have died.
             let taken = taken.suspect(worker.poison.deaths(&identity), returned);
             let poison = matches!(taken.bar, Some(Bar::Poison(_)));
-            let known = match admission {
-                Admission::Known(known) => {
+            let (known, ticket) = match admission {
+                Admission::Known(known, ticket) => {
                     worker.metrics.ledger_answer();
-                    told_again(&known, &properties, story.as_deref())
+                    (told_again(&known, &properties, story.as_deref()), ticket)
                 }
-                Admission::New(ticket) => {
+                Admission::New(mut ticket) => {
                     let note = story.as_deref_mut();
-                    let rung = ring(worker, &invite, identity, ticket, &properties, taken, note, stop).await;
+                    let rung =
+                        ring(worker, &invite, identity, &mut ticket, &properties, taken, note, stop).await;
                     let Some(known) = rung else {
+                        drop(ticket);
                         receipt.give_back();
                         return Fate::GivenBack;
                     };
-                    known
+                    (known, ticket)
                 }
             };
             // What was only answered for shows nothing about its handler.
@@ -147,9 +150,15 @@ pub(super) async fn handle<G: Gateway>(
                     receipt.ack();
                 }
             }
+            Some(ticket)
         }
+    };
+    let ended = Instant::now();
+    worker.metrics.stage("total", ended - taken.at);
+    // Until here nothing could make the ledger forget what the broker may give back.
+    if let Some(ticket) = ticket {
+        ticket.settled(ended);
     }
-    worker.metrics.stage("total", taken.at.elapsed());
     if let (Some(tracer), Some(story)) = (&worker.tracer, story) {
         tracer.end(story);
     }
@@ -199,13 +208,13 @@ fn read<G>(
 
 /// Rings every device that can be rung, and makes what is to be published: the outcome first, then the token events.
 /// `None`: the worker was told to stop before an attempt was written, so that the invite is as if it had never come. The
-/// ticket is withdrawn then, with its claims: nothing is remembered, and whoever waits for this invite goes the same way.
+/// ticket is then to be dropped, with its claims: nothing is remembered, and whoever waits for this invite goes the same way.
 #[expect(clippy::too_many_arguments, reason = "the delivery's parts, each known to its handler alone")]
 async fn ring<G: Gateway>(
     worker: &Worker<G>,
     invite: &Invite,
     identity: Identity,
-    mut ticket: Ticket,
+    ticket: &mut Ticket,
     properties: &Properties,
     taken: Taken,
     story: Option<&mut Story>,
@@ -219,7 +228,7 @@ async fn ring<G: Gateway>(
         Times { deadline: taken.at + left, answer_by: taken.at + left + worker.settings.answer_grace };
 
     let noted = worker.settings.timeline || story.is_some();
-    let plan = |device| plan(invite, device, &mut ticket, bar, &body, times, noted);
+    let plan = |device| plan(invite, device, ticket, bar, &body, times, noted);
     let plans: SmallVec<[Plan; 1]> = invite.devices.iter().map(plan).collect();
     let dispatches = invite.devices.iter().zip(&plans).map(|(device, plan)| async move {
         match plan {
@@ -302,7 +311,7 @@ async fn ring<G: Gateway>(
         story.error = outcome.error;
         story.timeline = timeline;
     }
-    ticket.finish(Arc::clone(&publications), settled);
+    ticket.finish(Arc::clone(&publications));
     Some(publications)
 }
 

@@ -1,8 +1,9 @@
 //! What this worker remembers of invites, so that a message that comes again does not ring again.
 //!
 //! Bounded, by number and by bytes: the broker redelivers only what was unacknowledged, so a few prefetches' worth is enough to
-//! answer every redelivery to this worker, and results may be long. The oldest are forgotten first; invites that are being handled,
-//! never. An invite is marked known when its outcome is final, never before.
+//! answer every redelivery to this worker, and results may be long. The oldest are forgotten first; those in somebody's hands,
+//! never: an invite whose results the broker has not confirmed is one that it gives back. An invite is marked known when its outcome
+//! is final, never before; how old it is counts from when its delivery was settled or lost.
 //!
 //! And timed: for twice the furthest that a deadline may lie ahead. The invite itself rings no more after its deadline. Another message
 //! about its call is written while that rings, and by then its own deadline is over, too. Whoever uses the call's id again hours later
@@ -64,7 +65,7 @@ struct Table {
     bytes_max: usize,
     retention: Duration,
     entries: DigestMap<Identity, Entry>,
-    /// Known invites and since when, oldest first.
+    /// Known invites that were let go, and since when, oldest first; each once.
     known: VecDeque<(Identity, Instant)>,
     /// What they take.
     known_bytes: usize,
@@ -75,12 +76,14 @@ struct Table {
 #[derive(Debug)]
 enum Entry {
     /// Copies that came meanwhile wait for the end of it.
-    InFlight {
-        waiting: Vec<oneshot::Sender<()>>,
-    },
+    InFlight { waiting: Vec<oneshot::Sender<()>> },
     Known {
         known: Known,
         tried: Tried,
+        /// Handlers whose delivery of it is not settled.
+        holders: usize,
+        /// It is among those that may be forgotten.
+        is_listed: bool,
     },
 }
 
@@ -89,17 +92,19 @@ enum Entry {
 pub(super) enum Admission {
     /// Never seen, as far as it remembers. The ticket is the right and the duty to handle it.
     New(Ticket),
-    /// Its outcome is known.
-    Known(Known),
+    /// Its outcome is known, and stays so for as long as the ticket is held.
+    Known(Known, Ticket),
 }
 
-/// The right to handle one invite. Dropped without [`Ticket::finish`] (a panic, a give-back), the invite is unknown again and
-/// its claims are free.
+/// The hand on one invite. While its outcome is not known, the right to handle it: dropped without [`Ticket::finish`] (a panic, a
+/// give-back), the invite is unknown again and its claims are free. From then on it keeps the invite from being forgotten, until
+/// [`Ticket::settled`] or, whatever happens to the handler, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Ticket {
     ledger: Ledger,
     identity: Identity,
     tried: Tried,
+    settled: Option<Instant>,
 }
 
 impl Ledger {
@@ -120,19 +125,19 @@ impl Ledger {
     pub(super) async fn admit(&self, identity: Identity, now: Instant) -> Admission {
         loop {
             let done = {
+                let ticket = || Ticket { ledger: self.clone(), identity, tried: Tried::new(), settled: None };
                 let mut table = self.0.lock();
                 table.forget_old(now);
                 match table.entries.entry(identity) {
                     hash_map::Entry::Vacant(entry) => {
                         entry.insert(Entry::InFlight { waiting: Vec::new() });
-                        return Admission::New(Ticket {
-                            ledger: self.clone(),
-                            identity,
-                            tried: Tried::new(),
-                        });
+                        return Admission::New(ticket());
                     }
                     hash_map::Entry::Occupied(entry) => match entry.into_mut() {
-                        Entry::Known { known, .. } => return Admission::Known(Arc::clone(known)),
+                        Entry::Known { known, holders, .. } => {
+                            *holders += 1;
+                            return Admission::Known(Arc::clone(known), ticket());
+                        }
                         Entry::InFlight { waiting } => {
                             // Who gave up waiting leaves room.
                             waiting.retain(|copy| !copy.is_closed());
@@ -153,7 +158,7 @@ impl Ledger {
         self.0.lock().forget_old(now);
     }
 
-    /// How many invites are being handled, and how many finished ones are remembered.
+    /// How many invites are in somebody's hands for the first time, and how many are remembered that were let go.
     pub(super) fn count(&self) -> (usize, usize) {
         let table = self.0.lock();
         (table.entries.len() - table.known.len(), table.known.len())
@@ -188,28 +193,38 @@ impl Ticket {
         }
     }
 
-    /// The outcome is final now.
-    pub(super) fn finish(mut self, known: Known, now: Instant) {
+    /// The outcome is final.
+    pub(super) fn finish(&mut self, known: Known) {
         let tried = std::mem::take(&mut self.tried);
-        let mut table = self.ledger.0.lock();
-        table.known_bytes += weight(&known, &tried);
-        table.entries.insert(self.identity, Entry::Known { known, tried });
-        table.known.push_back((self.identity, now));
-        table.forget_old(now);
-        while table.is_over() {
-            table.forget_oldest();
-        }
+        let entry = Entry::Known { known, tried, holders: 1, is_listed: false };
+        self.ledger.0.lock().entries.insert(self.identity, entry);
+    }
+
+    /// The delivery was settled, or lost, now: the invite may be forgotten in its turn.
+    pub(super) fn settled(mut self, now: Instant) {
+        self.settled = Some(now);
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut table = self.ledger.0.lock();
-        if let Some(Entry::InFlight { .. }) = table.entries.get(&self.identity) {
-            table.entries.remove(&self.identity);
-            for id in &self.tried {
-                table.tried.remove(id);
+        match table.entries.get_mut(&self.identity) {
+            Some(Entry::InFlight { .. }) => {
+                table.entries.remove(&self.identity);
+                for id in &self.tried {
+                    table.tried.remove(id);
+                }
             }
+            Some(Entry::Known { known, tried, holders, is_listed }) => {
+                *holders -= 1;
+                if *holders == 0 && !*is_listed {
+                    *is_listed = true;
+                    let weight = weight(known, tried);
+                    table.list(self.identity, weight, self.settled.unwrap_or_else(Instant::now));
+                }
+            }
+            None => {}
         }
     }
 }
@@ -237,14 +252,30 @@ impl Table {
         }
     }
 
+    /// One more may be forgotten.
+    fn list(&mut self, identity: Identity, weight: usize, now: Instant) {
+        self.known_bytes += weight;
+        self.known.push_back((identity, now));
+        self.forget_old(now);
+        while self.is_over() {
+            self.forget_oldest();
+        }
+    }
+
+    /// Forgets the oldest; one that is told again at this moment takes its place anew when that is over.
     fn forget_oldest(&mut self) {
         let Some((identity, _)) = self.known.pop_front() else { return };
-        if let Some(Entry::Known { known, tried }) = self.entries.remove(&identity) {
-            self.known_bytes -= weight(&known, &tried);
-            for id in tried {
-                self.tried.remove(&id);
-            }
+        let hash_map::Entry::Occupied(mut entry) = self.entries.entry(identity) else { return };
+        let Entry::Known { known, tried, holders, is_listed } = entry.get_mut() else { return };
+        self.known_bytes -= weight(known, tried);
+        if *holders > 0 {
+            *is_listed = false;
+            return;
         }
+        for id in tried.drain(..) {
+            self.tried.remove(&id);
+        }
+        entry.remove();
     }
 }
 
@@ -271,8 +302,13 @@ mod tests {
     async fn ticket(ledger: &Ledger, name: &str) -> Ticket {
         match ledger.admit(identity(name), Instant::now()).await {
             Admission::New(ticket) => ticket,
-            Admission::Known(_) => panic!("{name} is known"),
+            Admission::Known(..) => panic!("{name} is known"),
         }
+    }
+
+    fn finish(mut ticket: Ticket, known: Known) {
+        ticket.finish(known);
+        ticket.settled(Instant::now());
     }
 
     #[tokio::test]
@@ -281,12 +317,12 @@ mod tests {
         for name in ["a", "b", "c"] {
             let mut ticket = ticket(&ledger, name).await;
             assert!(ticket.claim(id(name)));
-            ticket.finish(nothing(), Instant::now());
+            finish(ticket, nothing());
         }
         assert_eq!(ledger.len(), (2, 2));
         let _in_flight = ticket(&ledger, "d").await;
         assert_eq!(ledger.count(), (1, 2));
-        assert!(matches!(ledger.admit(identity("c"), Instant::now()).await, Admission::Known(_)));
+        assert!(matches!(ledger.admit(identity("c"), Instant::now()).await, Admission::Known(..)));
         assert!(matches!(ledger.admit(identity("a"), Instant::now()).await, Admission::New(_)));
     }
 
@@ -299,23 +335,23 @@ mod tests {
         for name in ["a", "b", "c", "d"] {
             let mut ticket = ticket(&ledger, name).await;
             assert!(ticket.claim(id(name)));
-            ticket.finish(Arc::clone(&long), Instant::now());
+            finish(ticket, Arc::clone(&long));
         }
         assert_eq!((ledger.count(), ledger.len()), ((1, 3), (4, 3)), "what is in flight is not forgotten");
         assert!(
-            matches!(ledger.admit(identity("b"), Instant::now()).await, Admission::Known(_)),
+            matches!(ledger.admit(identity("b"), Instant::now()).await, Admission::Known(..)),
             "the oldest goes first"
         );
         assert!(ticket(&ledger, "a").await.claim(id("a")));
         for short in 0..10 {
-            ticket(&ledger, &short.to_string()).await.finish(nothing(), Instant::now());
+            finish(ticket(&ledger, &short.to_string()).await, nothing());
         }
         assert_eq!(ledger.count().1, 12, "short ones leave room for more");
         // One alone that is too long is known all the same.
-        in_flight.finish(std::iter::repeat_n(long[0].clone(), 4).collect(), Instant::now());
+        finish(in_flight, std::iter::repeat_n(long[0].clone(), 4).collect());
         assert_eq!(ledger.count().1, 1);
-        assert!(matches!(ledger.admit(identity("first"), Instant::now()).await, Admission::Known(_)));
-        ticket(&ledger, "last").await.finish(nothing(), Instant::now());
+        assert!(matches!(ledger.admit(identity("first"), Instant::now()).await, Admission::Known(..)));
+        finish(ticket(&ledger, "last").await, nothing());
         assert_eq!(ledger.count().1, 1);
         assert_eq!(ledger.0.lock().known_bytes, ENTRY_BYTES, "nothing is left of what is forgotten");
     }
@@ -326,18 +362,18 @@ mod tests {
         for name in ["a", "b"] {
             let mut ticket = ticket(&ledger, name).await;
             assert!(ticket.claim(id(name)));
-            ticket.finish(nothing(), Instant::now());
+            finish(ticket, nothing());
             tokio::time::advance(RETENTION / 4).await;
         }
         let in_flight = ticket(&ledger, "slow").await;
         tokio::time::advance(RETENTION / 2 - Duration::from_millis(1)).await;
-        assert!(matches!(ledger.admit(identity("a"), Instant::now()).await, Admission::Known(_)));
+        assert!(matches!(ledger.admit(identity("a"), Instant::now()).await, Admission::Known(..)));
         tokio::time::advance(Duration::from_millis(1)).await;
         // Its call id used again is another call. That it was asked for did not make it younger.
         assert!(ticket(&ledger, "another").await.claim(id("a")), "too old for whoever is admitted");
-        assert!(matches!(ledger.admit(identity("b"), Instant::now()).await, Admission::Known(_)));
+        assert!(matches!(ledger.admit(identity("b"), Instant::now()).await, Admission::Known(..)));
         tokio::time::advance(RETENTION).await;
-        in_flight.finish(nothing(), Instant::now());
+        finish(in_flight, nothing());
         assert_eq!(ledger.len(), (1, 0), "too old when another is finished; what is in flight is not");
         tokio::time::advance(RETENTION).await;
         assert_eq!(ledger.count(), (0, 1));
@@ -349,6 +385,51 @@ mod tests {
         );
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_settled_is_not_forgotten() {
+        let ledger = Ledger::new(2, usize::MAX, RETENTION);
+        let others = async || {
+            for name in ["x", "y", "z"] {
+                finish(ticket(&ledger, name).await, nothing());
+            }
+        };
+        let again = async || match ledger.admit(identity("a"), Instant::now()).await {
+            Admission::Known(_, ticket) => ticket,
+            Admission::New(_) => panic!("it is forgotten"),
+        };
+        let mut first = ticket(&ledger, "a").await;
+        assert!(first.claim(id("a")));
+        first.finish(nothing());
+        others().await;
+        tokio::time::advance(2 * RETENTION).await;
+        others().await;
+        assert_eq!(ledger.count(), (1, 2));
+        // Two copies of it wait for the broker, too, and their handlers end in every way that handlers end.
+        let (second, third) = (again().await, again().await);
+        first.settled(Instant::now());
+        others().await;
+        drop(second);
+        others().await;
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _held = third;
+            panic!("a handler dies, on purpose");
+        }));
+        assert!(died.is_err());
+        assert_eq!(ledger.len(), (2, 1), "it is the youngest now");
+        // Told again while its turn to be forgotten comes.
+        let fourth = again().await;
+        others().await;
+        assert_eq!(ledger.count(), (1, 2));
+        tokio::time::advance(2 * RETENTION).await;
+        fourth.settled(Instant::now());
+        assert!(again().await.settled.is_none(), "its age counts from then");
+        others().await;
+        assert!(ticket(&ledger, "a").await.claim(id("a")), "in its turn it is forgotten");
+        tokio::time::advance(RETENTION).await;
+        ledger.forget_old(Instant::now());
+        assert_eq!((ledger.len(), ledger.0.lock().known_bytes), ((0, 0), 0), "nothing is left");
+    }
+
     #[tokio::test]
     async fn a_second_copy_waits_for_the_first() {
         let ledger = Ledger::new(2, usize::MAX, RETENTION);
@@ -356,9 +437,9 @@ mod tests {
         let second = ledger.admit(identity("a"), Instant::now());
         let (admission, ()) = tokio::join!(second, async {
             tokio::task::yield_now().await;
-            first.finish(nothing(), Instant::now());
+            finish(first, nothing());
         });
-        assert!(matches!(admission, Admission::Known(_)));
+        assert!(matches!(admission, Admission::Known(..)));
     }
 
     #[tokio::test]

@@ -380,14 +380,48 @@ mod tests {
         }
     }
 
+    /// Not to be pushed: it is too late.
+    fn late_invite(call: u64) -> Bytes {
+        let deadline = r#""deadline":"1969-12-31T23:59:59Z","devices":[{"token":"ab01"}]"#;
+        format!(r#"{{"call_id":"6f1c6d0e-6f3b-4f5e-9a51-{call:012}","app":"acme",{deadline}}}"#).into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_invite_whose_results_nobody_takes_is_known_however_many_others_pass() {
+        let (outbox, mut postings) = outbox(1);
+        let worker = Arc::new(worker(outbox));
+        let (deliveries, delivered) = mpsc::channel(1);
+        let (settle, settled) = mpsc::channel(1);
+        let held = Delivery {
+            body: late_invite(0),
+            properties: Properties::default(),
+            redelivered: false,
+            returned: None,
+            given_up: None,
+            receipt: Receipt::new(1, settle),
+        };
+        deliveries.send(held).await.expect("there is room");
+        drop(deliveries);
+        let (_stop, stopped) = watch::channel(false);
+        let holding = tokio::spawn(run(Arc::clone(&worker), delivered, stopped));
+        let Posting { publication, answer } = postings.recv().await.expect("it is published");
+        // More than are remembered.
+        for call in 1..10 {
+            let (_, settled) = handled(&worker, &mut postings, &late_invite(call), |_| {}).await;
+            assert_eq!(settled, Settlement::Ack);
+        }
+        drop((settled, answer));
+        holding.await.expect("it ends with its delivery");
+        let (again, _) =
+            handled(&worker, &mut postings, &late_invite(0), |delivery| delivery.redelivered = true).await;
+        assert_eq!(text(&again[0]), text(&publication), "it is told again, and not handled again");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_copy_is_answered_under_its_own_correlation() {
         let (outbox, mut postings) = outbox(2);
         let worker = Arc::new(worker(outbox));
-        // Too late to be pushed.
-        let body = Bytes::from_static(
-            br#"{"call_id":"6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a","app":"acme","deadline":"1969-12-31T23:59:59Z","devices":[{"token":"ab01"}]}"#,
-        );
+        let body = late_invite(1);
         let mut told = Vec::new();
         for (correlation, trace) in [("first", Some("00-a-b-01")), ("second", None)] {
             let change = |delivery: &mut Delivery| {
