@@ -112,7 +112,15 @@ pub(super) async fn handle<G: Gateway>(
         Ok(invite) => {
             witness.reads(invite.call_id);
             drop(body);
-            let admission = worker.ledger.admit(identity, taken.at).await;
+            let admission = tokio::select! {
+                biased;
+                admission = worker.ledger.admit(identity, taken.at) => admission,
+                // It waited for a copy of it, and comes again.
+                () = receipt.gone() => return Fate::Handled,
+            };
+            if !receipt.is_live() {
+                return Fate::Handled;
+            }
             // Only now: while it waited for a copy of it, that one may have died.
             let taken = taken.suspect(worker.poison.deaths(&identity), returned);
             let poison = matches!(taken.bar, Some(Bar::Poison(_)));

@@ -150,8 +150,9 @@ const ARRIVALS: usize = 32;
 /// waits for its handler or its handler for a stream, and finishes what was. By then nothing new may come, or the broker
 /// could send the same again: whoever stops a worker cancels its consumers first.
 ///
-/// All handlers are polled here, in one task, so that an invite costs no task of its own; their number is bounded by the
-/// prefetch. One that dies takes nobody along.
+/// All handlers are polled here, in one task, so that an invite costs no task of its own. There are as many as unsettled deliveries,
+/// so the prefetch at most, and one for each invite that is rung on though its delivery was lost, until its deadline at most. One that dies
+/// takes nobody along.
 pub async fn run<G: Gateway>(
     worker: Arc<Worker<G>>,
     mut deliveries: mpsc::Receiver<Delivery>,

@@ -73,3 +73,31 @@ fn a_token_listed_twice_still_rings_once() {
     assert_eq!(results(&history, 1), [vec!["accepted", "duplicate"], vec!["duplicate"]]);
     assert_eq!(history.records.iter().filter(|record| record.processed).count(), 1);
 }
+
+/// While APNs was away, each lost connection to the broker left a handler behind for every copy that waited for its twin.
+#[test]
+fn lost_connections_leave_no_handlers_behind_while_apple_is_away() {
+    const CALLS: u64 = 20;
+    let mut plan =
+        Plan { prefetch: 20, ..Plan::quiet() }.event(0, Event::Network(false)).event(0, Event::Kill);
+    for call in 0..CALLS {
+        plan = plan.call(call, &format!("call-{call}"), 1_000, 38_000, &[10 * call + 5], STARTED_AT);
+    }
+    for at in (2_000..30_000).step_by(500) {
+        plan = plan.event(at, Event::CutBroker);
+    }
+    let history = tell(plan.event(31_000, Event::Network(true)));
+    let held = history.happenings.iter().filter_map(|happening| match happening {
+        Happening::Cut { held, .. } => Some(*held),
+        _ => None,
+    });
+    let held: Vec<_> = held.collect();
+    let calls = usize::try_from(CALLS).expect("few");
+    assert!(held.len() > 10, "{held:?}");
+    assert_eq!(held.iter().max(), Some(&calls), "one of each, which is rung on: {held:?}");
+    // None was begun before, and those that came with the first session are rung though that is long gone.
+    assert!(history.records.len() == calls && history.records.iter().all(|record| record.processed));
+    assert!(
+        (0..CALLS).all(|call| results(&history, call).concat().iter().all(|result| result == "accepted"))
+    );
+}

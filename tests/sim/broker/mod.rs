@@ -9,7 +9,7 @@ mod habit;
 mod lane;
 mod session;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use ringcast::domain::id::Identity;
 use ringcast::worker::mailbox::{GivenUp, Publication, Settlement};
 use tokio::sync::Notify;
+use tokio::sync::mpsc::WeakSender;
 use tokio::time::{Instant, sleep_until};
 
 pub use habit::{Count, Habits};
@@ -64,8 +65,8 @@ pub enum Happening {
     Confirmed { at: Duration, worker: u64, message_id: Arc<str> },
     /// The worker said so; whether the broker ever heard it is another matter.
     Settled { at: Duration, worker: u64, identity: Identity, settlement: Settlement },
-    /// A session ended.
-    Cut { at: Duration, worker: u64 },
+    /// A session ended. `held`: deliveries of sessions before it that the worker still has in its hands.
+    Cut { at: Duration, worker: u64, held: usize },
     /// The handler of an invite of this call died.
     Died { at: Duration, worker: u64, call: String },
     /// What was given up came back too often: nobody will answer it.
@@ -115,6 +116,8 @@ struct State {
     held: Vec<Message>,
     /// Results whose routing key begins so have no queue.
     unbound: Option<&'static str>,
+    /// By worker: what its receipts of sessions that ended report to.
+    lost: BTreeMap<u64, Vec<WeakSender<(u64, Settlement)>>>,
     happenings: Vec<Happening>,
 }
 
@@ -240,6 +243,19 @@ impl Broker {
         for arrived in &self.0.arrived {
             arrived.notify_one();
         }
+    }
+
+    /// A worker's channel has ended, and these are its receipts.
+    fn lose(&self, worker: u64, receipts: WeakSender<(u64, Settlement)>) {
+        self.0.state.lock().lost.entry(worker).or_default().push(receipts);
+    }
+
+    /// How many deliveries of channels that ended a worker still has in its hands.
+    fn held(&self, worker: u64) -> usize {
+        let mut state = self.0.state.lock();
+        let lost = state.lost.entry(worker).or_default();
+        lost.retain(|receipts| receipts.strong_count() > 0);
+        lost.iter().map(WeakSender::strong_count).sum()
     }
 
     /// Gives up what has expired. Only the head of the queue is looked at.

@@ -279,10 +279,11 @@ impl<'l> Session<'l> {
 
     fn end(self, returned_after: Duration) {
         let worker = self.line.worker;
+        let held = self.broker.held(worker);
         for consumer in [Some(self.invites), self.expired].into_iter().flatten() {
             consumer.end(returned_after);
         }
-        self.broker.note(|at| Happening::Cut { at, worker });
+        self.broker.note(|at| Happening::Cut { at, worker, held });
     }
 }
 
@@ -421,6 +422,10 @@ impl Consumer {
     fn end(mut self, returned_after: Duration) {
         self.settlements.close();
         self.report_all();
+        // From here on those that the worker holds are the only ones.
+        let settle = std::mem::replace(&mut self.settle, mpsc::channel(1).0);
+        self.broker.lose(self.worker, settle.downgrade());
+        drop(settle);
         if returned_after.is_zero() {
             self.let_go();
         } else {

@@ -30,6 +30,7 @@ pub fn check(history: &History) -> Vec<String> {
     let mut violations = Vec::new();
     let mut report = |violation: String| violations.push(violation);
     liveness(history, &story, &mut report);
+    few_hold_what_is_lost(history, &mut report);
     push::none_after_its_deadline(&story, &mut report);
     push::none_needless(&story, &mut report);
     push::none_without_a_delivery(&story, &mut report);
@@ -256,6 +257,27 @@ fn liveness(history: &History, story: &Story<'_>, report: &mut impl FnMut(String
     for happening in &history.happenings {
         if let Happening::Buried { identity, .. } = happening {
             report(format!("{identity:?} was given up, and nobody answered it"));
+        }
+    }
+}
+
+/// Invariant 6: of deliveries that are lost, a worker has one for each invite in its hands at most, that which is rung on.
+fn few_hold_what_is_lost(history: &History, report: &mut impl FnMut(String)) {
+    let mut given: BTreeMap<u64, BTreeSet<Identity>> = BTreeMap::new();
+    for happening in &history.happenings {
+        match happening {
+            Happening::Delivered { worker, identity, .. } => {
+                given.entry(*worker).or_default().insert(*identity);
+            }
+            Happening::Cut { at, worker, held } => {
+                let invites = given.get(worker).map_or(0, BTreeSet::len);
+                if *held > invites {
+                    report(format!(
+                        "worker {worker} holds {held} lost deliveries of {invites} invites at {at:?}"
+                    ));
+                }
+            }
+            _ => {}
         }
     }
 }
