@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use ringcast::simulator::{self, Record, Target};
 use ringcast::worker::mailbox::{Publication, Route};
 
-use crate::broker::{Happening, Message};
+use crate::broker::{Happening, Message, Why};
 
 /// What happened in one world.
 pub struct History {
@@ -64,6 +64,10 @@ pub struct Totals {
     /// Results that the broker has; more of them than confirmed ones are answers that were lost.
     stored: usize,
     confirmed: usize,
+    /// Results of which the worker did not learn that they are stored.
+    unconfirmed: BTreeMap<Why, usize>,
+    /// Batches that waited for an alarm to be cleared.
+    blocked: usize,
     outcomes: usize,
     /// Token events, by where they went and how sure they are.
     events: BTreeMap<String, usize>,
@@ -100,6 +104,8 @@ impl Totals {
                 }
                 Happening::Died { .. } => self.deaths += 1,
                 Happening::Confirmed { .. } => self.confirmed += 1,
+                Happening::Unconfirmed { why, .. } => *self.unconfirmed.entry(*why).or_default() += 1,
+                Happening::Blocked { .. } => self.blocked += 1,
                 Happening::Settled { .. } | Happening::Buried { .. } => {}
             }
         }
@@ -125,6 +131,10 @@ impl Totals {
         self.deaths += other.deaths;
         self.stored += other.stored;
         self.confirmed += other.confirmed;
+        for (why, count) in other.unconfirmed {
+            *self.unconfirmed.entry(why).or_default() += count;
+        }
+        self.blocked += other.blocked;
         self.outcomes += other.outcomes;
         for (event, count) in other.events {
             *self.events.entry(event).or_default() += count;
@@ -167,5 +177,17 @@ impl Totals {
             [self.given_up, self.unseen, self.deaths, unheard].into_iter().all(|count| count > 100),
             "the broker is too kind: {self:?}"
         );
+        for (why, least) in [
+            (Why::Returned, 2_000),
+            (Why::Nacked, 2_000),
+            (Why::Late, 100),
+            (Why::Never, 100),
+            (Why::Closed, 500),
+            (Why::Lost, 200),
+        ] {
+            let count = self.unconfirmed.get(&why).copied().unwrap_or_default();
+            assert!(count >= least, "hardly any result was unconfirmed by {why:?}: {self:?}");
+        }
+        assert!(self.blocked >= 200, "hardly any alarm held a result up: {self:?}");
     }
 }

@@ -23,12 +23,14 @@ pub enum Count {
 pub struct Habits {
     /// A result is refused, and nobody has it.
     pub nacked: f64,
-    /// A result is stored, and its publisher is told that it was refused, or that nobody knows.
+    /// A result is stored, and its publisher is told that it was refused, or that nobody knows: its channel was closed.
     pub doubtful: f64,
-    /// A confirm takes seconds, so many that its publisher may give the session up.
+    /// A confirm takes seconds, so many that its publisher may give it up.
     pub late: f64,
     /// A confirm never comes.
     pub unconfirmed: f64,
+    /// A channel for results is not opened in time, which costs the session.
+    pub mute: f64,
     /// The two sides of a session that ends see it at different times, or deliveries come with the end.
     pub rough_end: f64,
     /// What was given up lies twice among such.
@@ -42,11 +44,14 @@ pub struct Habits {
     pub onlookers: bool,
 }
 
+/// What the broker says to one result.
+pub(super) type Answer = Result<(), PublishError>;
+
 /// What becomes of one result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fate {
     /// The answer, and whether the broker has the result then.
-    pub(super) answer: Result<(), PublishError>,
+    pub(super) answer: Answer,
     pub(super) stored: bool,
     /// Until the answer; `None`: there is none.
     pub(super) wait: Option<Duration>,
@@ -80,6 +85,7 @@ impl Habits {
             doubtful: sometimes(0.3),
             late: sometimes(0.3),
             unconfirmed: sometimes(0.05),
+            mute: sometimes(0.1),
             rough_end: if dice.chance(0.7) { 0.8 } else { 0.0 },
             dead_lettered_twice: sometimes(0.5),
             ..version
@@ -107,7 +113,8 @@ impl Habits {
         } else if !is_bound {
             (Err(PublishError::Returned("NO_ROUTE".into())), false)
         } else if dice.chance(self.doubtful) {
-            (Err(if dice.chance(0.5) { PublishError::Nacked } else { PublishError::Lost }), true)
+            let closed = || PublishError::Unconfirmed("the channel was closed".into());
+            (Err(if dice.chance(0.5) { PublishError::Nacked } else { closed() }), true)
         } else {
             (Ok(()), true)
         };

@@ -63,6 +63,10 @@ pub enum Happening {
     Stored { at: Duration, publication: Publication },
     /// The worker learns that the broker has it.
     Confirmed { at: Duration, worker: u64, message_id: Arc<str> },
+    /// The worker does not learn that the broker has it; it may have it all the same.
+    Unconfirmed { at: Duration, worker: u64, message_id: Arc<str>, why: Why },
+    /// So many publications wait on their lane for an alarm to be cleared.
+    Blocked { at: Duration, worker: u64, results: usize },
     /// The worker said so; whether the broker ever heard it is another matter.
     Settled { at: Duration, worker: u64, identity: Identity, settlement: Settlement },
     /// A session ended. `held`: deliveries of sessions before it that the worker still has in its hands.
@@ -71,6 +75,24 @@ pub enum Happening {
     Died { at: Duration, worker: u64, call: String },
     /// What was given up came back too often: nobody will answer it.
     Buried { at: Duration, identity: Identity },
+}
+
+/// Why a worker does not learn that the broker has a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// It has no queue.
+    Returned,
+    Nacked,
+    /// The confirm came when nobody waited any more.
+    Late,
+    /// There was none.
+    Never,
+    /// Something of its batch came back, and not all of it was answered.
+    Doubtful,
+    /// The channel was closed, and the session went on.
+    Closed,
+    /// The session was lost.
+    Lost,
 }
 
 /// The two queues that a worker reads.

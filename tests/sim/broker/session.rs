@@ -10,7 +10,7 @@ use ringcast::worker::mailbox::{Delivery, Posting, Properties, Receipt, Settleme
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::lane::{BATCH, LANES, Overdue, carry};
+use super::lane::{BATCH, Carried, Mute, Roads, carry};
 use super::{Broker, Count, Happening, Message, Queue};
 
 /// How long the two sides of a session may disagree about its end: about two heartbeats.
@@ -90,7 +90,7 @@ struct Session<'l> {
 }
 
 /// One batch of results on its way.
-type Carrying = Pin<Box<dyn Future<Output = Result<(), Overdue>> + Send>>;
+type Carrying = Pin<Box<dyn Future<Output = Carried> + Send>>;
 
 /// Why a session is over.
 enum End {
@@ -110,8 +110,8 @@ impl<'l> Session<'l> {
 
     /// Serves the worker until one side or the other is gone.
     async fn serve(mut self) {
-        let mut lanes: FuturesUnordered<Carrying> = FuturesUnordered::new();
-        let mut batch = Vec::new();
+        let mut busy: FuturesUnordered<Carrying> = FuturesUnordered::new();
+        let (mut roads, mut posted) = (Roads::default(), Vec::new());
         let broker = self.broker.clone();
         let end = loop {
             let weather_changed = broker.0.weather_changed.notified();
@@ -124,6 +124,9 @@ impl<'l> Session<'l> {
                 _ => {}
             }
             self.look_for_expired(weather.expired_away);
+            while let Some(load) = roads.next() {
+                busy.push(Box::pin(carry(self.broker.clone(), self.line.worker, load)));
+            }
             let running = order.phase == Phase::Run;
             let arrival = self.consumers().filter_map(|consumer| consumer.arrival()).min();
             tokio::select! {
@@ -137,14 +140,15 @@ impl<'l> Session<'l> {
                 () = sleep_until(arrival.unwrap_or_else(Instant::now)), if arrival.is_some() => {
                     self.consumers().for_each(Consumer::settle_arrived);
                 }
-                Some(carried) = lanes.next(), if !lanes.is_empty() => if carried.is_err() { break End::Lost },
-                count = self.line.postings.recv_many(&mut batch, BATCH), if lanes.len() < LANES => {
+                Some(carried) = busy.next(), if !busy.is_empty() => match carried {
+                    Ok((destination, lane)) => roads.give_back(destination, lane),
+                    Err(Mute) => break End::Lost,
+                },
+                count = self.line.postings.recv_many(&mut posted, BATCH) => {
                     if count == 0 {
                         break End::Died;
                     }
-                    let batch = std::mem::take(&mut batch);
-                    let (broker, worker) = (self.broker.clone(), self.line.worker);
-                    lanes.push(Box::pin(carry(broker, worker, batch)));
+                    posted.drain(..).for_each(|posting| roads.take(posting));
                 }
                 message = self.broker.next(Queue::Invites), if running && self.invites.has_room() => {
                     self.invites.deliver(message, Some(&self.line.deliveries), true);
@@ -163,7 +167,7 @@ impl<'l> Session<'l> {
             End::Died => self.outlive().await,
         }
         // Those on it are lost now, and no sooner: whoever published them did not know.
-        drop(lanes);
+        drop((busy, roads));
     }
 
     fn consumers(&mut self) -> impl Iterator<Item = &mut Consumer> {
