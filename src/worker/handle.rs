@@ -74,6 +74,9 @@ pub(super) async fn handle<G: Gateway>(
     stop: &watch::Receiver<bool>,
 ) -> Fate {
     let Delivery { body, properties, redelivered, returned, given_up, receipt } = delivery;
+    // Once, and not again before a push: what lies in front of us when its delivery dies is not begun, since the broker gives it to
+    // somebody else. What waits for a stream by then is pushed all the same. The broker may be gone for everybody, and this ring be the
+    // only one in time; a call that nobody rings is worse than a second push with the same ids.
     if !receipt.is_live() {
         return Fate::Handled;
     }
