@@ -17,7 +17,7 @@ use super::gateway::Gateway;
 use super::invalidation;
 use super::ledger::{Admission, Known, Ticket};
 use super::mailbox::{Delivery, Properties, Publication};
-use super::poison::{is_poison, is_unreadable};
+use super::poison::{Deaths, is_poison, is_unreadable};
 use super::publish::{confirm, publish_outcome, reply};
 use super::report::{self, Failure};
 use super::run::Worker;
@@ -39,19 +39,19 @@ struct Taken {
     redelivered: bool,
     /// Whatever the invite is, it is not rung.
     bar: Option<Bar>,
-    /// How often its handler died here.
-    deaths: u32,
+    /// How its handlers died here.
+    deaths: Deaths,
 }
 
 impl Taken {
     /// `possible` where somebody may have rung before, and this worker does not know.
     fn earlier_attempt(&self) -> Option<&'static str> {
-        (self.redelivered || self.bar.is_some() || self.deaths > 0).then_some("possible")
+        (self.redelivered || self.bar.is_some() || self.deaths.count > 0).then_some("possible")
     }
 
     /// The same, if its handler died here so often, and the broker says that it came back so often.
-    fn suspect(self, deaths: u32, returned: Option<u32>) -> Self {
-        let poison = is_poison(deaths, returned).then_some(Bar::Poison(deaths));
+    fn suspect(self, deaths: Deaths, returned: Option<u32>) -> Self {
+        let poison = is_poison(deaths, returned).then_some(Bar::Poison(deaths.count));
         Self { bar: self.bar.or(poison), deaths, ..self }
     }
 }
@@ -98,8 +98,8 @@ pub(super) async fn handle<G: Gateway>(
         .as_ref()
         .and_then(|tracer| tracer.begin(&properties, body.len(), redelivered, received));
     // Made after the receipt, it is dropped before it.
-    let witness = worker.poison.witness(identity);
-    let ticket = match read(worker, &body, &properties, taken, story.as_deref()) {
+    let mut witness = worker.poison.witness(identity);
+    let ticket = match read(worker, &body, &properties, taken, returned, story.as_deref()) {
         Err(malformed) => {
             let outcome = refuse(worker, &identity, &malformed, &properties, taken, story.as_deref_mut());
             if confirm(worker, std::slice::from_ref(&outcome), &receipt, story.as_deref_mut()).await {
@@ -181,12 +181,14 @@ fn read<G>(
     body: &[u8],
     properties: &Properties,
     taken: Taken,
+    returned: Option<u32>,
     story: Option<&Story>,
 ) -> Result<Invite, Malformed> {
-    if is_unreadable(taken.deaths) {
+    if is_unreadable(taken.deaths, returned) {
+        let Deaths { count, unread } = taken.deaths;
+        let when = if unread { "while it was read" } else { "even while it was only to be answered" };
         return Err(Malformed::unread(format!(
-            "its handler died in this worker even while it was only to be answered (deaths: {}); it is not read again",
-            taken.deaths
+            "its handler died in this worker {when} (deaths: {count}); it is not read again"
         )));
     }
     if let Some(encoding) = &properties.content_encoding {

@@ -320,46 +320,68 @@ mod tests {
     #[test]
     fn the_line_of_a_death_names_the_call_and_its_outcome() {
         let worker = worker(outbox(1).0);
-        let identity = Identity::of(Some("m"), b"{}");
-        let call = "6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a";
-        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let witness = worker.poison.witness(identity);
-            witness.reads(CallId::parse(call).expect("a UUID"));
-            panic!("a handler dies, on purpose");
-        }));
+        let body = Bytes::from_static(b"{}");
+        let identity = Identity::of(None, &body);
+        let died = die(&worker, &body, true);
         let lines = Lines::default();
         let written = lines.clone();
         let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || written.clone()).finish();
-        let given_back =
-            tracing::subscriber::with_default(log, || report(&worker, died.map(|()| Fate::Handled)));
+        let given_back = tracing::subscriber::with_default(log, || report(&worker, died));
         let told = String::from_utf8(lines.0.lock().clone()).expect("a log is text");
         assert_eq!(given_back, 0);
-        for part in [call, &identity.outcome_id().to_string(), "a handler dies, on purpose"] {
+        for part in [CALL, &identity.outcome_id().to_string(), "a handler dies, on purpose"] {
             assert!(told.contains(part), "{part} in {told}");
         }
     }
 
+    const CALL: &str = "6f1c6d0e-6f3b-4f5e-9a51-0d5a4f3c2b1a";
+
+    /// A handler of this body dies, once it has read it or before.
+    fn die(worker: &Worker<Nobody>, body: &Bytes, is_read: bool) -> std::thread::Result<Fate> {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut witness = worker.poison.witness(Identity::of(None, body));
+            if is_read {
+                witness.reads(CallId::parse(CALL).expect("a UUID"));
+            }
+            panic!("a handler dies, on purpose");
+        }))
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn an_invite_whose_answer_is_deadly_is_not_read_again() {
+    async fn an_invite_whose_reading_or_answer_is_deadly_is_not_read_again() {
+        let cases =
+            [(3, true, "even while it was only to be answered"), (3, false, "read"), (2, false, "read")];
+        for (times, is_read, said) in cases {
+            let (outbox, mut postings) = outbox(1);
+            let worker = Arc::new(worker(outbox));
+            let body = late_invite(1);
+            for _ in 0..times {
+                die(&worker, &body, is_read).expect_err("it dies");
+            }
+            let again = |delivery: &mut Delivery| {
+                (delivery.redelivered, delivery.returned) = (true, Some(times));
+            };
+            let (published, settled) = handled(&worker, &mut postings, &body, again).await;
+            let [outcome] = &published[..] else { panic!("{published:?}") };
+            assert_eq!(*outcome.message_id, Identity::of(None, &body).outcome_id().to_string());
+            let text = text(outcome);
+            assert!(text.contains(r#""result":"malformed""#) && text.contains("not read again"), "{text}");
+            assert!(text.contains(said), "{text}");
+            assert_eq!(settled, Settlement::Reject);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_invite_that_died_once_it_was_read_is_answered_with_its_devices() {
         let (outbox, mut postings) = outbox(1);
         let worker = Arc::new(worker(outbox));
-        let body = Bytes::from_static(b"{}");
-        let identity = Identity::of(None, &body);
-        for _ in 0..3 {
-            let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                let _witness = worker.poison.witness(identity);
-                panic!("a handler dies, on purpose");
-            }));
-            assert!(died.is_err());
+        let body = late_invite(1);
+        for _ in 0..2 {
+            die(&worker, &body, true).expect_err("it dies");
         }
-        let again = |delivery: &mut Delivery| {
-            (delivery.redelivered, delivery.returned) = (true, Some(3));
-        };
-        let (published, settled) = handled(&worker, &mut postings, &body, again).await;
-        let [outcome] = &published[..] else { panic!("{published:?}") };
-        assert_eq!(*outcome.message_id, identity.outcome_id().to_string());
-        let text = text(outcome);
-        assert!(text.contains(r#""result":"malformed""#) && text.contains("not read again"), "{text}");
+        let (published, settled) = handled(&worker, &mut postings, &body, |_| {}).await;
+        let text = text(&published[0]);
+        assert!(text.contains(r#""result":"undeliverable""#) && text.contains("ab01"), "{text}");
         assert_eq!(settled, Settlement::Reject);
     }
 
