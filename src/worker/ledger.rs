@@ -366,7 +366,7 @@ mod tests {
             tokio::time::advance(RETENTION / 4).await;
         }
         let in_flight = ticket(&ledger, "slow").await;
-        tokio::time::advance(RETENTION / 2 - Duration::from_millis(1)).await;
+        tokio::time::advance((RETENTION / 2).saturating_sub(Duration::from_millis(1))).await;
         assert!(matches!(ledger.admit(identity("a"), Instant::now()).await, Admission::Known(..)));
         tokio::time::advance(Duration::from_millis(1)).await;
         // Its call id used again is another call. That it was asked for did not make it younger.
