@@ -27,6 +27,7 @@ mod worker;
 use std::error::Error;
 use std::fs::File;
 use std::io::BufReader;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -79,6 +80,9 @@ struct Arguments {
     /// The size for a test suite: 20000 pushes (5000 in a debug build), one round, 300 ms
     #[arg(long)]
     smoke: bool,
+    /// Count nothing but instructions and allocations, of `ringcast` and of another build of it in turns: what a change costs
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["pushes", "paced"])]
+    beside: Option<PathBuf>,
     /// Cargo says so to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -140,6 +144,9 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     let cores = Cores::divide()?;
     head(&format!("{program}{}", cores.told()))?;
     let bed = Bed::start(cores)?;
+    if let Some(other) = &arguments.beside {
+        return beside(&bed, &size, other);
+    }
     let full_speed = full_speed(&bed, &size)?;
     let paced = paced(&bed, &size)?;
     let counted = counted(&bed, &size)?;
@@ -246,7 +253,7 @@ fn whole(
 }
 
 /// Whether each invite of a run has its own outcome, accepted, and nothing else was written.
-fn judge(outcomes: &std::path::Path, run: u32, count: u64) -> Result<(), Failure> {
+fn judge(outcomes: &Path, run: u32, count: u64) -> Result<(), Failure> {
     let mut outcomes = BufReader::new(File::open(outcomes)?);
     Shape::ONE.read_all(&mut outcomes, run, count, &AtomicU64::new(0))?;
     if std::io::copy(&mut outcomes, &mut std::io::sink())? > 0 {
@@ -290,14 +297,6 @@ fn counted(bed: &Bed, size: &Size) -> Result<Each<Cost>, Failure> {
     let (few, many) = (COUNTED_FEW, COUNTED_FEW + size.counted);
     println!("under callgrind, {few} and {many} pushes, the difference:");
     println!("client    instructions/push  without SHA-256  allocations/push");
-    let ringcast = |run: u32, count: u64| -> Result<Profile, Failure> {
-        let (invites, outcomes, profile) =
-            (bed.invites(run, count)?, bed.path("outcomes"), bed.path("profile"));
-        let mut command = callgrind::under(&bed.ringcast(STREAMS)?, &profile);
-        run_whole("ringcast", command.stdin(File::open(&invites)?).stdout(File::create(&outcomes)?))?;
-        judge(&outcomes, run, count)?;
-        callgrind::read(&profile)
-    };
     let bare = |run: u32, count: u64| -> Result<Profile, Failure> {
         let profile = bed.path("profile");
         let mut command = callgrind::under(&bed.bare(STREAMS, run, count)?, &profile);
@@ -313,15 +312,64 @@ fn counted(bed: &Bed, size: &Size) -> Result<Each<Cost>, Failure> {
         callgrind::read(&profile)
     };
     let each = Each {
-        ringcast: Cost::of(&ringcast(9001, few)?, &ringcast(9002, many)?, size.counted),
+        ringcast: count(bed, &bed.ringcast(STREAMS)?, size)?,
         bare: Cost::of(&bare(9001, few)?, &bare(9002, many)?, size.counted),
         h2load: Cost::of(&h2load(few)?, &h2load(many)?, size.counted),
     };
     for (name, cost) in [("ringcast", &each.ringcast), ("bare h2", &each.bare), ("h2load", &each.h2load)] {
-        println!("{name:<9} {:>17.0} {:>16.0} {:>17.1}", cost.instructions, cost.others(), cost.allocations);
+        print_cost(name, cost);
     }
     println!();
     Ok(each)
+}
+
+/// What a push costs a `ringcast`.
+fn count(bed: &Bed, command: &Command, size: &Size) -> Result<Cost, Failure> {
+    let whole = |run: u32, count: u64| -> Result<Profile, Failure> {
+        let (invites, outcomes, profile) =
+            (bed.invites(run, count)?, bed.path("outcomes"), bed.path("profile"));
+        let mut command = callgrind::under(command, &profile);
+        run_whole("ringcast", command.stdin(File::open(&invites)?).stdout(File::create(&outcomes)?))?;
+        judge(&outcomes, run, count)?;
+        callgrind::read(&profile)
+    };
+    let (few, many) = (COUNTED_FEW, COUNTED_FEW + size.counted);
+    Ok(Cost::of(&whole(9001, few)?, &whole(9002, many)?, size.counted))
+}
+
+/// What of a cost is told.
+type Figure = fn(&Cost) -> f64;
+
+/// Counts two builds in turns: no round is like the other, and what a change costs may be less than they differ.
+fn beside(bed: &Bed, size: &Size, other: &Path) -> Result<(), Failure> {
+    println!("under callgrind, in turns; beside it {}:", other.display());
+    println!("client    instructions/push  without SHA-256  allocations/push");
+    let ours = bed.ringcast(STREAMS)?;
+    let theirs = callgrind::by(other, &ours);
+    let mut rounds = Vec::new();
+    for _ in 0..size.rounds {
+        let pair = [count(bed, &ours, size)?, count(bed, &theirs, size)?];
+        for (name, cost) in ["ringcast", "beside"].iter().zip(&pair) {
+            print_cost(name, cost);
+        }
+        rounds.push(pair);
+    }
+    println!();
+    let figures: [(&str, Figure); 3] = [
+        ("user instructions a push", |cost| cost.instructions),
+        ("the same without SHA-256", Cost::others),
+        ("allocations a push", |cost| cost.allocations),
+    ];
+    for (what, figure) in figures {
+        let more = |[ours, theirs]: &[Cost; 2]| 100.0 * (figure(ours) / figure(theirs) - 1.0);
+        let more: Vec<f64> = rounds.iter().map(more).collect();
+        summary::rounds(&format!("{what}, ringcast more than the other, in %"), &more, "");
+    }
+    Ok(())
+}
+
+fn print_cost(name: &str, cost: &Cost) {
+    println!("{name:<9} {:>17.0} {:>16.0} {:>17.1}", cost.instructions, cost.others(), cost.allocations);
 }
 
 /// Whose run it is.

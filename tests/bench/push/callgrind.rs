@@ -58,14 +58,26 @@ pub fn under(command: &Command, profile: &Path) -> Command {
     valgrind.args(["--quiet", "--vgdb=no", "--tool=callgrind", "--dump-line=no"]);
     let mut file = OsStr::new("--callgrind-out-file=").to_owned();
     file.push(profile);
-    valgrind.arg(file).arg(command.get_program()).args(command.get_args());
+    valgrind.arg(file).arg(command.get_program());
+    resemble(&mut valgrind, command);
+    valgrind
+}
+
+/// Another program with the same arguments and environment.
+pub fn by(program: &Path, command: &Command) -> Command {
+    let mut other = Command::new(program);
+    resemble(&mut other, command);
+    other
+}
+
+fn resemble(other: &mut Command, command: &Command) {
+    other.args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
-            Some(value) => valgrind.env(name, value),
-            None => valgrind.env_remove(name),
+            Some(value) => other.env(name, value),
+            None => other.env_remove(name),
         };
     }
-    valgrind
 }
 
 /// Reads what callgrind wrote.
