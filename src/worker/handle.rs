@@ -153,7 +153,8 @@ pub(super) async fn handle<G: Gateway>(
                 story.app = Some(Arc::clone(&invite.app));
                 story.devices = invite.devices.len();
             }
-            if confirm(worker, &known, &receipt, story.as_deref_mut()).await {
+            let confirmed = confirm(worker, &known, &receipt, story.as_deref_mut()).await;
+            if confirmed {
                 reply(worker, &properties, &known[0]);
                 if poison {
                     receipt.reject();
@@ -161,7 +162,7 @@ pub(super) async fn handle<G: Gateway>(
                     receipt.ack();
                 }
             }
-            Some(ticket)
+            confirmed.then_some(ticket)
         }
     };
     let ended = Instant::now();

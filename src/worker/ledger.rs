@@ -7,8 +7,9 @@
 //!
 //! And timed: for twice the furthest that a deadline may lie ahead. The invite itself rings no more after its deadline. Another message
 //! about its call is written while that rings, and by then its own deadline is over, too. Whoever uses the call's id again hours later
-//! means to ring, and no token is kept for longer than it is of use. What the broker gives back after an outage that lasted longer
-//! is past its deadline: it is told as expired, with an earlier attempt that is possible.
+//! means to ring, and no token is kept for longer than it is of use. What was let go without a confirm the broker gives back when it can,
+//! and nobody else knows what Apple said of it: that is kept for [`OWED_TURNS`] times as long more. After an outage that lasted even
+//! longer it is told as expired, with an earlier attempt that is possible.
 
 use std::collections::{HashMap, VecDeque, hash_map};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -32,6 +33,9 @@ type Tried = SmallVec<[ApnsId; 1]>;
 /// What an entry takes beside its results, and each claim: places in the tables, which may be half empty.
 const ENTRY_BYTES: usize = 400;
 const CLAIM_BYTES: usize = 150;
+
+/// How many times longer an invite is remembered whose results were not confirmed: two hours more, by default.
+const OWED_TURNS: u32 = 12;
 
 /// A table by ids that are digests.
 pub(super) type DigestMap<K, V> = HashMap<K, V, BuildHasherDefault<DigestHasher>>;
@@ -84,6 +88,8 @@ enum Entry {
         holders: usize,
         /// It is among those that may be forgotten.
         is_listed: bool,
+        /// How often it is kept on when it has grown too old: not at all, once its results were confirmed.
+        turns: u32,
     },
 }
 
@@ -98,7 +104,7 @@ pub(super) enum Admission {
 
 /// The hand on one invite. While its outcome is not known, the right to handle it: dropped without [`Ticket::finish`] (a panic, a
 /// give-back), the invite is unknown again and its claims are free. From then on it keeps the invite from being forgotten, until
-/// [`Ticket::settled`] or, whatever happens to the handler, until it is dropped.
+/// [`Ticket::settled`] or, whatever happens to the handler, until it is dropped: unconfirmed then.
 #[derive(Debug)]
 pub(super) struct Ticket {
     ledger: Ledger,
@@ -196,11 +202,11 @@ impl Ticket {
     /// The outcome is final.
     pub(super) fn finish(&mut self, known: Known) {
         let tried = std::mem::take(&mut self.tried);
-        let entry = Entry::Known { known, tried, holders: 1, is_listed: false };
+        let entry = Entry::Known { known, tried, holders: 1, is_listed: false, turns: OWED_TURNS };
         self.ledger.0.lock().entries.insert(self.identity, entry);
     }
 
-    /// The delivery was settled, or lost, now: the invite may be forgotten in its turn.
+    /// The results were confirmed and the delivery settled, now: the invite may be forgotten in its turn.
     pub(super) fn settled(mut self, now: Instant) {
         self.settled = Some(now);
     }
@@ -216,8 +222,11 @@ impl Drop for Ticket {
                     table.tried.remove(id);
                 }
             }
-            Some(Entry::Known { known, tried, holders, is_listed }) => {
+            Some(Entry::Known { known, tried, holders, is_listed, turns }) => {
                 *holders -= 1;
+                if self.settled.is_some() {
+                    *turns = 0;
+                }
                 if *holders == 0 && !*is_listed {
                     *is_listed = true;
                     let weight = weight(known, tried);
@@ -245,10 +254,17 @@ impl Table {
     }
 
     fn forget_old(&mut self, now: Instant) {
-        while let Some((_, since)) = self.known.front()
-            && now.saturating_duration_since(*since) >= self.retention
+        while let Some((identity, since)) = self.known.front().copied()
+            && now.saturating_duration_since(since) >= self.retention
         {
-            self.forget_oldest();
+            match self.entries.get_mut(&identity) {
+                Some(Entry::Known { turns, .. }) if *turns > 0 => {
+                    *turns -= 1;
+                    self.known.pop_front();
+                    self.known.push_back((identity, now));
+                }
+                _ => self.forget_oldest(),
+            }
         }
     }
 
@@ -266,7 +282,7 @@ impl Table {
     fn forget_oldest(&mut self) {
         let Some((identity, _)) = self.known.pop_front() else { return };
         let hash_map::Entry::Occupied(mut entry) = self.entries.entry(identity) else { return };
-        let Entry::Known { known, tried, holders, is_listed } = entry.get_mut() else { return };
+        let Entry::Known { known, tried, holders, is_listed, .. } = entry.get_mut() else { return };
         self.known_bytes -= weight(known, tried);
         if *holders > 0 {
             *is_listed = false;
@@ -428,6 +444,27 @@ mod tests {
         tokio::time::advance(RETENTION).await;
         ledger.forget_old(Instant::now());
         assert_eq!((ledger.len(), ledger.0.lock().known_bytes), ((0, 0), 0), "nothing is left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_confirmed_is_known_for_longer() {
+        let ledger = Ledger::new(2, usize::MAX, RETENTION);
+        for name in ["lost", "never"] {
+            let mut lost = ticket(&ledger, name).await;
+            lost.finish(nothing());
+        }
+        for _ in 0..OWED_TURNS {
+            tokio::time::advance(RETENTION).await;
+            ledger.forget_old(Instant::now());
+            assert_eq!(ledger.count(), (0, 2), "the broker may have been away");
+        }
+        let Admission::Known(_, again) = ledger.admit(identity("lost"), Instant::now()).await else {
+            panic!("what Apple said is forgotten")
+        };
+        again.settled(Instant::now());
+        tokio::time::advance(RETENTION).await;
+        ledger.forget_old(Instant::now());
+        assert_eq!(ledger.len(), (0, 0), "one was confirmed, the other one was never asked for");
     }
 
     #[tokio::test]
