@@ -198,7 +198,7 @@ impl Account {
             // Who tried may have been killed before it could tell; Apple's side knows what it did not answer.
             let reason = if unknown || pair[0].status().is_none() {
                 Reason::Unknown
-            } else if copies.came_again() && losses.lie_between(first_ms, second_ms) {
+            } else if losses.lie_between(first_ms, second_ms) {
                 Reason::Lost
             } else if call.tries > 1 {
                 Reason::PublishedAgain
