@@ -8,8 +8,7 @@
 //! And timed: for twice the furthest that a deadline may lie ahead. The invite itself rings no more after its deadline. Another message
 //! about its call is written while that rings, and by then its own deadline is over, too. Whoever uses the call's id again hours later
 //! means to ring, and no token is kept for longer than it is of use. What was let go without a confirm the broker gives back when it can,
-//! and nobody else knows what Apple said of it: that is kept for [`OWED_TURNS`] times as long more. After an outage that lasted even
-//! longer it is told as expired, with an earlier attempt that is possible.
+//! and nobody else knows what Apple said of it: that is kept for [`OWED_TURNS`] times as long more, and only then told as expired.
 
 use std::collections::{HashMap, VecDeque, hash_map};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -224,9 +223,7 @@ impl Drop for Ticket {
             }
             Some(Entry::Known { known, tried, holders, is_listed, turns }) => {
                 *holders -= 1;
-                if self.settled.is_some() {
-                    *turns = 0;
-                }
+                *turns = if self.settled.is_some() { 0 } else { *turns };
                 if *holders == 0 && !*is_listed {
                     *is_listed = true;
                     let weight = weight(known, tried);
@@ -257,13 +254,12 @@ impl Table {
         while let Some((identity, since)) = self.known.front().copied()
             && now.saturating_duration_since(since) >= self.retention
         {
-            match self.entries.get_mut(&identity) {
-                Some(Entry::Known { turns, .. }) if *turns > 0 => {
-                    *turns -= 1;
-                    self.known.pop_front();
-                    self.known.push_back((identity, now));
-                }
-                _ => self.forget_oldest(),
+            if let Some(Entry::Known { turns: turns @ 1.., .. }) = self.entries.get_mut(&identity) {
+                *turns -= 1;
+                self.known.rotate_left(1);
+                self.known.back_mut().expect("there is a front").1 = now;
+            } else {
+                self.forget_oldest();
             }
         }
     }
@@ -450,18 +446,17 @@ mod tests {
     async fn what_was_not_confirmed_is_known_for_longer() {
         let ledger = Ledger::new(2, usize::MAX, RETENTION);
         for name in ["lost", "never"] {
-            let mut lost = ticket(&ledger, name).await;
-            lost.finish(nothing());
+            ticket(&ledger, name).await.finish(nothing());
         }
         for _ in 0..OWED_TURNS {
             tokio::time::advance(RETENTION).await;
             ledger.forget_old(Instant::now());
             assert_eq!(ledger.count(), (0, 2), "the broker may have been away");
         }
-        let Admission::Known(_, again) = ledger.admit(identity("lost"), Instant::now()).await else {
-            panic!("what Apple said is forgotten")
-        };
-        again.settled(Instant::now());
+        match ledger.admit(identity("lost"), Instant::now()).await {
+            Admission::Known(_, again) => again.settled(Instant::now()),
+            Admission::New(_) => panic!("what Apple said is forgotten"),
+        }
         tokio::time::advance(RETENTION).await;
         ledger.forget_old(Instant::now());
         assert_eq!(ledger.len(), (0, 0), "one was confirmed, the other one was never asked for");
