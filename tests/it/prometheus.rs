@@ -17,6 +17,8 @@ use crate::process::{POLL_EVERY, Process};
 const PROGRAM: &str = "prometheus";
 /// How often targets are scraped, and rules evaluated.
 const EVERY: &str = "500ms";
+/// How often it is asked again: between two scrapes nothing changes, and each question costs it time for the next.
+const ASK_EVERY: Duration = Duration::from_millis(250);
 const READY_WITHIN: Duration = Duration::from_mins(1);
 
 /// See the module. Killed when the test lets go of it.
@@ -179,7 +181,7 @@ impl Prometheus {
                 return samples;
             }
             assert!(Instant::now() < until, "{expr} was not as expected in {within:?}, but {samples:?}");
-            sleep(POLL_EVERY).await;
+            sleep(ASK_EVERY).await;
         }
     }
 
@@ -198,7 +200,7 @@ impl Prometheus {
                 return firing.swap_remove(place);
             }
             assert!(Instant::now() < until, "{name} did not fire in {within:?}, but {firing:?}");
-            sleep(POLL_EVERY).await;
+            sleep(ASK_EVERY).await;
         }
     }
 
