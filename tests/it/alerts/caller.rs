@@ -1,4 +1,4 @@
-//! A call server that never rests: an invite every fiftieth of a second or so, whatever becomes of it.
+//! A call server that never rests: some sixteen invites a second, whatever becomes of them.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -19,8 +19,8 @@ static CALLS: AtomicU32 = AtomicU32::new(0);
 /// What its invites are like.
 #[derive(Clone, Debug)]
 pub(super) struct Calls {
-    /// From now to the deadline.
-    pub(super) ring_time: time::Duration,
+    /// From now to the deadline, seconds: of one invite after the other, and so on from the first.
+    pub(super) ring_seconds: &'static [i64],
     /// From now to `created_at`: what is wrong with its clock.
     pub(super) skew: time::Duration,
     /// How device tokens begin, hex.
@@ -31,12 +31,7 @@ pub(super) struct Calls {
 
 impl Default for Calls {
     fn default() -> Self {
-        Self {
-            ring_time: time::Duration::seconds(30),
-            skew: time::Duration::ZERO,
-            prefix: "a11e",
-            app: "acme",
-        }
+        Self { ring_seconds: &[30], skew: time::Duration::ZERO, prefix: "a11e", app: "acme" }
     }
 }
 
@@ -55,10 +50,10 @@ impl Caller {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             // It ends when the broker does, and lets go of the connection then.
             let _connection = connection;
-            loop {
+            for ring_seconds in calls.ring_seconds.iter().cycle() {
                 ticks.tick().await;
                 let number = CALLS.fetch_add(1, Ordering::Relaxed);
-                let body = calls.invite(number);
+                let body = calls.invite(number, *ring_seconds);
                 let properties = BasicProperties::default().with_message_id(format!("call-{number}").into());
                 let options = BasicPublishOptions::default();
                 let publish =
@@ -78,12 +73,12 @@ impl Drop for Caller {
 }
 
 impl Calls {
-    pub(super) fn invite(&self, number: u32) -> Vec<u8> {
+    pub(super) fn invite(&self, number: u32, ring_seconds: i64) -> Vec<u8> {
         let width = 64 - self.prefix.len();
         let invite = json!({
             "call_id": format!("a1e27000-0000-4000-8000-{number:012x}"),
             "app": self.app,
-            "deadline": written(now() + self.ring_time),
+            "deadline": written(now() + time::Duration::seconds(ring_seconds)),
             "created_at": written(now() + self.skew),
             "devices": [{ "token": format!("{}{number:0width$x}", self.prefix) }],
         });

@@ -190,13 +190,14 @@ fn build<'a>(uri: &'a str, unbound: &'a str, barred: &'a str, broker: &'a str) -
     // The broker tells a connection that it is blocked when that publishes; so calls must be under way then.
     let mut slow = Plan::new("broker", broker);
     slow.latency_ms = (500, 500);
-    // Two at once, which are too few to count as full: five calls a second, however busy the machine that makes them.
+    // Two at once, which are too few to count as full: five calls a second, however busy the machine that makes them. What waits
+    // is four seconds old, so that those expire which have no more; one in five has, and is accepted with little left.
     let mut backlog = Plan::new("backlog", uri);
     backlog.latency_ms = (400, 400);
-    backlog.calls.ring_time = time::Duration::seconds(5);
+    backlog.calls.ring_seconds = &[4, 4, 4, 4, 6];
     let mut slow_apple = Plan::new("apple-slow", uri);
     slow_apple.latency_ms = (2_500, 2_500);
-    slow_apple.calls.ring_time = time::Duration::seconds(5);
+    slow_apple.calls.ring_seconds = &[5];
     let mut puzzled = Plan::new("puzzled", uri);
     puzzled.script = PUZZLED;
     let mut malformed = Plan::new("malformed", uri);
@@ -204,7 +205,7 @@ fn build<'a>(uri: &'a str, unbound: &'a str, barred: &'a str, broker: &'a str) -
     let mut old_tokens = Plan::new("old-tokens", uri);
     old_tokens.calls.prefix = DEAD;
     let mut back = Plan::new("back", uri);
-    back.calls.ring_time = time::Duration::seconds(3);
+    back.calls.ring_seconds = &[3];
     let mut skewed = Plan::new("skewed", uri);
     skewed.calls = Calls { skew: time::Duration::seconds(20), ..Calls::default() };
     vec![
@@ -286,7 +287,7 @@ async fn give_up(uri: &str) {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     peer.channel.queue_declare("returned".into(), options, args).await.expect("a queue");
     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-    let body = Calls::default().invite(u32::MAX);
+    let body = Calls::default().invite(u32::MAX, 30);
     let publish = peer.channel.basic_publish("".into(), "returned".into(), options, &body, properties);
     assert!(publish.await.expect("it is sent").await.expect("it is answered").is_ack());
     let mut returned = 0;
