@@ -39,6 +39,11 @@ impl Bar {
         Some(error.to_owned())
     }
 
+    /// Whether the broker keeps the original: somebody has to look at it.
+    pub(super) fn keeps_original(self) -> bool {
+        matches!(self, Self::Unsaid | Self::Poison(_))
+    }
+
     /// Why devices are `failed` without an attempt, in the metrics' words. Who is late is `expired`, and counted by stage.
     pub(super) fn label(self) -> Option<&'static str> {
         match self {

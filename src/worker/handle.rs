@@ -126,7 +126,7 @@ pub(super) async fn handle<G: Gateway>(
             }
             // Only now: while it waited for a copy of it, that one may have died.
             let taken = taken.suspect(worker.poison.deaths(&identity), returned);
-            let poison = matches!(taken.bar, Some(Bar::Poison(_)));
+            let kept = taken.bar.is_some_and(Bar::keeps_original);
             let (known, ticket) = match admission {
                 Admission::Known(known, ticket) => {
                     worker.metrics.ledger_answer();
@@ -156,7 +156,7 @@ pub(super) async fn handle<G: Gateway>(
             let confirmed = confirm(worker, &known, &receipt, story.as_deref_mut()).await;
             if confirmed {
                 reply(worker, &properties, &known[0]);
-                if poison {
+                if kept {
                     receipt.reject();
                 } else {
                     receipt.ack();
