@@ -41,7 +41,7 @@ async fn what_the_broker_gave_up_on_is_answered_and_not_pushed() {
     client::await_depth(&uri, "ringcast.expired", 3, WITHIN).await;
     // Nothing says why it lies there.
     let astray = message("astray", invite("11111111-0000-4000-8000-000000000003"), None);
-    client::publish(&uri, "ringcast.expired", &[astray.clone()]).await;
+    client::publish(&uri, "ringcast.expired", std::slice::from_ref(&astray)).await;
 
     let mut worker = Worker::start_ready(&place, &config, "worker").await;
     let outcomes = client::read(&uri, "ringcast.outcomes", 4, WITHIN).await;
