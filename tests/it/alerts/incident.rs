@@ -190,11 +190,13 @@ fn build<'a>(uri: &'a str, unbound: &'a str, barred: &'a str, broker: &'a str) -
     // The broker tells a connection that it is blocked when that publishes; so calls must be under way then.
     let mut slow = Plan::new("broker", broker);
     slow.latency_ms = (500, 500);
-    // Two at once, which are too few to count as full: five calls a second, however busy the machine that makes them. What waits
-    // is four seconds old, so that those expire which have no more; one in five has, and is accepted with little left.
+    // Six at once, which are too few to count as full: more come than it can push. What waits is four seconds old, so that those
+    // expire which have no more; one in five has, and is accepted with little left. So it stays where the broker takes half a second
+    // to confirm what becomes of them: what has expired holds the worker up for as long, too.
     let mut backlog = Plan::new("backlog", uri);
-    backlog.latency_ms = (400, 400);
-    backlog.calls.ring_seconds = &[4, 4, 4, 4, 6];
+    backlog.latency_ms = (800, 800);
+    backlog.calls.every = Duration::from_millis(110);
+    backlog.calls.ring_seconds = &[4, 4, 4, 4, 7];
     let mut slow_apple = Plan::new("apple-slow", uri);
     slow_apple.latency_ms = (2_500, 2_500);
     slow_apple.calls.ring_seconds = &[5];
@@ -233,7 +235,7 @@ fn build<'a>(uri: &'a str, unbound: &'a str, barred: &'a str, broker: &'a str) -
         Box::pin(Plan::new("unbound", unbound).build(|_, _| {})),
         Box::pin(slow.build(|_, _| {})),
         Box::pin(backlog.build(|config, _| {
-            config.set("amqp", "prefetch", "3");
+            config.set("amqp", "prefetch", "7");
         })),
         Box::pin(slow_apple.build(|_, _| {})),
         Box::pin(puzzled.build(|_, _| {})),
@@ -306,7 +308,7 @@ async fn give_up(uri: &str) {
 /// A worker that is away for so long that calls expire, and comes back before its absence is told.
 async fn leave_for_a_while(scene: &mut Scene, prometheus: &Prometheus) {
     scene.kill_worker().await;
-    let away = r#"count_over_time(ringcast:worker_trouble{job="back"}[10s]) >= 10"#;
+    let away = r#"count_over_time(ringcast:worker_trouble{job="back"}[10s]) >= 2"#;
     prometheus.await_query(away, WITHIN, |samples| !samples.is_empty()).await;
     scene.start_worker().await_ready().await;
 }
