@@ -61,7 +61,8 @@ pub enum GivenUp {
 pub enum Settlement {
     /// Done: everything it caused was confirmed. `basic.ack`.
     Ack,
-    /// Unreadable, poison or given up for no known reason, and its outcome was confirmed: dead-letter the original. `basic.reject`, no requeue.
+    /// Unreadable, poison or given up for no known reason, and its outcome was confirmed: dead-letter the original.
+    /// `basic.reject`, no requeue.
     Reject,
     /// Its handler died: somebody should try again, and it counts towards the delivery limit. `basic.reject`, requeue.
     Requeue,
