@@ -31,7 +31,7 @@ pub(super) struct Calls {
 impl Default for Calls {
     fn default() -> Self {
         Self {
-            every: Duration::from_millis(60),
+            every: Duration::from_millis(150),
             ring_seconds: &[30],
             skew: time::Duration::ZERO,
             prefix: "a11e",

@@ -37,6 +37,9 @@ const WITHIN: Duration = Duration::from_mins(3);
 /// How long all are watched at least: longer than any `for`.
 const WATCHED: Duration = Duration::from_secs(20);
 
+/// Between two calls, where many must be under way. All others have fewer: `rabbitmqctl` must get its share of the processor, too.
+const OFTEN: Duration = Duration::from_millis(60);
+
 /// Apple fails every push.
 const FAILS: &str = "[[fault]]\ndo = \"answer\"\nstatus = 503\nreason = \"ServiceUnavailable\"\n";
 
@@ -199,7 +202,11 @@ fn build<'a>(uri: &'a str, unbound: &'a str, barred: &'a str, broker: &'a str) -
     backlog.calls.ring_seconds = &[4, 4, 4, 4, 7];
     let mut slow_apple = Plan::new("apple-slow", uri);
     slow_apple.latency_ms = (2_500, 2_500);
+    slow_apple.calls.every = OFTEN;
     slow_apple.calls.ring_seconds = &[5];
+    // Enough of them are under way when it freezes.
+    let mut frozen = Plan::new("apple-frozen", uri);
+    frozen.calls.every = OFTEN;
     let mut puzzled = Plan::new("puzzled", uri);
     puzzled.script = PUZZLED;
     let mut malformed = Plan::new("malformed", uri);
@@ -213,7 +220,7 @@ fn build<'a>(uri: &'a str, unbound: &'a str, barred: &'a str, broker: &'a str) -
     vec![
         Box::pin(Plan::new("healthy", uri).build(|_, _| {})),
         Box::pin(fails.build(|_, _| {})),
-        Box::pin(Plan::new("apple-frozen", uri).build(|_, _| {})),
+        Box::pin(frozen.build(|_, _| {})),
         Box::pin(Plan::new("wrong-team", uri).build(|config, _| {
             config.text("apps.acme.auth", "team_id", "TEAM000000");
         })),
