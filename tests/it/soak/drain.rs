@@ -29,9 +29,10 @@ const SUSPICIOUS_AFTER: Duration = Duration::from_secs(20);
 /// broker still counts what it held as delivered.
 ///
 /// A delivery that a node was making when it was killed is lost, and RabbitMQ 3.10 makes it again when the same consumer gets its
-/// next one; here no more come. 4.0 was seen in the same state once; why was not looked into. So where invites stay that no channel has,
-/// its nodes are started again, one after the other, as an operator would, and the run says how many invites there were. That excuses
-/// the versions of [`KEEPERS`] alone; elsewhere it is a failure.
+/// next one; here no more come. 4.0 was seen in the same state once, with a cause that is not known: rabbitmq/rabbitmq-server#15473, which
+/// was open in February 2026, reports that state after a queue's leader changed. So where invites stay that no channel has, the nodes are
+/// started again, one after the other, as an operator would, and the run says how many invites there were. That excuses the versions of
+/// [`KEEPERS`] alone; elsewhere it is a failure.
 pub(super) async fn await_drained(site: &mut Site, watch: &Watch<'_>) -> Losses {
     let mut losses = Losses::default();
     let until = Instant::now() + WITHIN;
