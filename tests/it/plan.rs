@@ -72,6 +72,14 @@ pub(crate) struct Verdict {
     pub(crate) by_worker: BTreeMap<String, usize>,
 }
 
+impl Verdict {
+    /// A device was pushed more than once, and no outcome says that it took more than one attempt. On a busy machine a connection
+    /// to APNs may look stalled; what had no answer on it is pushed again then, and the outcome says so.
+    pub(crate) fn rang_twice(&self) -> BTreeSet<usize> {
+        self.pushes_doubled.difference(&self.retried).copied().collect()
+    }
+}
+
 impl Plan {
     /// `salt` sets call ids and tokens apart from those of other loads.
     pub(crate) fn new(count: usize, salt: u16) -> Self {
