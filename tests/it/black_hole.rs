@@ -246,5 +246,5 @@ async fn a_short_hole_costs_no_session() {
     relay.heal();
     let verdict = stage.finish(worker, before).await;
     assert_eq!(relay.accepted(), connected, "the same session");
-    assert!(verdict.redelivered.is_empty() && verdict.rang_twice().is_empty(), "{verdict:?}");
+    assert!(verdict.redelivered.is_empty() && verdict.rang_twice.is_empty(), "{verdict:?}");
 }

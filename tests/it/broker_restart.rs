@@ -49,5 +49,5 @@ async fn a_worker_recovers_from_a_restart_of_the_broker_by_itself() {
     // same one again and pushed nobody; a device that was pushed again belongs to an invite that says it came again.
     let unacked = verdict.redelivered.union(&verdict.outcomes_doubled).count();
     assert!(unacked <= PREFETCH, "at most {PREFETCH} were unacked, {unacked} came again");
-    assert!(verdict.rang_twice().is_subset(&verdict.redelivered), "{verdict:?}");
+    assert!(verdict.rang_twice.is_subset(&verdict.redelivered), "{verdict:?}");
 }

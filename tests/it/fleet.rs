@@ -194,7 +194,7 @@ impl Fleet {
         assert_eq!(outcomes.len(), plan.invites.len(), "one outcome for each invite: {verdict:?}");
         assert_eq!(events.len(), plan.dead_tokens().len(), "one event for each dead token");
         assert_eq!(dead, plan.count(Kind::Malformed), "the malformed ones are kept");
-        assert!(verdict.rang_twice().is_empty(), "nobody rings twice: {verdict:?}");
+        assert!(verdict.rang_twice.is_empty(), "nobody rings twice: {verdict:?}");
         let at_work: BTreeSet<&str> = verdict.by_worker.keys().map(String::as_str).collect();
         assert_eq!(at_work.len(), self.started, "each worker took part: {at_work:?}");
         let span = |number: usize, end_ms: i64| {

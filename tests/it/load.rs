@@ -41,7 +41,7 @@ async fn every_invite_of_a_load_is_accounted_for() {
     assert_eq!(events.len(), plan.dead_tokens().len(), "one event for each dead token");
     let verdict = plan.judge(&outcomes, &events, &apple.stop().await);
     assert!(verdict.outcomes_doubled.is_empty(), "{verdict:?}");
-    assert!(verdict.rang_twice().is_empty(), "every device exactly once: {verdict:?}");
+    assert!(verdict.rang_twice.is_empty(), "every device exactly once: {verdict:?}");
     assert!(verdict.redelivered.is_empty(), "{verdict:?}");
 
     let dead = read_all(&vhost.uri(), "ringcast.dead").await;

@@ -64,6 +64,9 @@ pub(crate) struct Verdict {
     pub(crate) outcomes_doubled: BTreeSet<usize>,
     /// A device was pushed more than once.
     pub(crate) pushes_doubled: BTreeSet<usize>,
+    /// A device was pushed more often than its outcome says that it took attempts. On a busy machine a connection to APNs may look
+    /// stalled; what had no answer on it is pushed again then, as one attempt more.
+    pub(crate) rang_twice: BTreeSet<usize>,
     /// An outcome says that the broker delivered the invite again.
     pub(crate) redelivered: BTreeSet<usize>,
     /// An outcome says that a device took more than one attempt.
@@ -72,12 +75,12 @@ pub(crate) struct Verdict {
     pub(crate) by_worker: BTreeMap<String, usize>,
 }
 
-impl Verdict {
-    /// A device was pushed more than once, and no outcome says that it took more than one attempt. On a busy machine a connection
-    /// to APNs may look stalled; what had no answer on it is pushed again then, and the outcome says so.
-    pub(crate) fn rang_twice(&self) -> BTreeSet<usize> {
-        self.pushes_doubled.difference(&self.retried).copied().collect()
-    }
+/// What the outcomes say of a device that was pushed at.
+#[derive(Debug)]
+struct Told {
+    apns_id: String,
+    /// The most that a copy says.
+    attempts: u64,
 }
 
 impl Plan {
@@ -165,17 +168,17 @@ impl Plan {
     /// none for a late or malformed invite, and at least one for each other device, all under one `apns-id`.
     pub(crate) fn judge(&self, outcomes: &[Incoming], events: &[Incoming], pushes: &[Push]) -> Verdict {
         let mut verdict = Verdict::default();
-        let apns_ids = self.judge_outcomes(outcomes, &mut verdict);
+        let told = self.judge_outcomes(outcomes, &mut verdict);
         self.judge_events(events);
-        self.judge_pushes(pushes, &apns_ids, &mut verdict);
+        self.judge_pushes(pushes, &told, &mut verdict);
         verdict
     }
 
-    /// Gives the `apns-id` that the outcomes name for each device token.
-    fn judge_outcomes(&self, outcomes: &[Incoming], verdict: &mut Verdict) -> BTreeMap<String, String> {
+    /// Gives what the outcomes say of each device token that was pushed at.
+    fn judge_outcomes(&self, outcomes: &[Incoming], verdict: &mut Verdict) -> BTreeMap<String, Told> {
         let mut ids: BTreeMap<usize, &str> = BTreeMap::new();
         let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut apns_ids = BTreeMap::new();
+        let mut told = BTreeMap::new();
         for message in outcomes {
             let outcome = check_outcome(message);
             let number = self.number(message);
@@ -198,7 +201,7 @@ impl Plan {
             }
             let worker = outcome["worker"].as_str().expect("checked").to_owned();
             *verdict.by_worker.entry(worker).or_default() += 1;
-            self.judge_outcome(number, message, &outcome, &mut apns_ids);
+            self.judge_outcome(number, message, &outcome, &mut told);
         }
         let missing: Vec<usize> =
             (0..self.invites.len()).filter(|number| !ids.contains_key(number)).collect();
@@ -208,7 +211,7 @@ impl Plan {
             missing.len(),
             missing.first()
         );
-        apns_ids
+        told
     }
 
     fn judge_outcome(
@@ -216,7 +219,7 @@ impl Plan {
         number: usize,
         message: &Incoming,
         outcome: &Value,
-        apns_ids: &mut BTreeMap<String, String>,
+        told: &mut BTreeMap<String, Told>,
     ) {
         let invite = &self.invites[number];
         invite.judge_trace(message);
@@ -249,8 +252,11 @@ impl Plan {
                 assert_eq!(instant(&device["invalid_since"]), instant(&json!(DEAD_SINCE)));
             }
             if let Some(apns_id) = device["apns_id"].as_str() {
-                let known = apns_ids.entry(token.clone()).or_insert_with(|| apns_id.to_owned());
-                assert_eq!(known, apns_id, "every attempt at a device has one apns-id");
+                let known = told
+                    .entry(token.clone())
+                    .or_insert_with(|| Told { apns_id: apns_id.to_owned(), attempts: 0 });
+                assert_eq!(known.apns_id, apns_id, "every attempt at a device has one apns-id");
+                known.attempts = known.attempts.max(device["attempts"].as_u64().expect("checked"));
             }
         }
     }
@@ -279,9 +285,9 @@ impl Plan {
         assert_eq!(found, self.dead_tokens(), "an event for each dead token, and for no other");
     }
 
-    fn judge_pushes(&self, pushes: &[Push], apns_ids: &BTreeMap<String, String>, verdict: &mut Verdict) {
+    fn judge_pushes(&self, pushes: &[Push], told: &BTreeMap<String, Told>, verdict: &mut Verdict) {
         let owners = self.owners();
-        let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
         for push in pushes {
             let token = push.token();
             let number = *owners.get(token).unwrap_or_else(|| panic!("nobody should be pushed at: {push:?}"));
@@ -292,11 +298,15 @@ impl Plan {
                 verdict.pushes_doubled.insert(number);
             }
             assert!(push.at_ms() < invite.deadline_ms, "no push at or after the deadline");
+            let told = told.get(token);
             assert_eq!(
                 Some(push.text("apns_id")),
-                apns_ids.get(token).map(String::as_str),
+                told.map(|told| told.apns_id.as_str()),
                 "as the outcome says"
             );
+            if told.is_some_and(|told| *times > told.attempts) {
+                verdict.rang_twice.insert(number);
+            }
             judge_push(push, invite);
         }
         assert_eq!(seen.len(), owners.len(), "every device of every invite that rings is pushed at");

@@ -75,7 +75,7 @@ async fn all_shards_take_calls_and_are_one_worker_to_whoever_looks() {
     let pushes = apple.stop().await;
     let verdict = plan.judge(&outcomes, &events, &pushes);
     assert!(verdict.outcomes_doubled.is_empty() && verdict.redelivered.is_empty(), "{verdict:?}");
-    assert!(verdict.rang_twice().is_empty(), "nobody rings twice: {verdict:?}");
+    assert!(verdict.rang_twice.is_empty(), "nobody rings twice: {verdict:?}");
     assert_eq!(verdict.by_worker.keys().collect::<Vec<_>>(), ["trio"], "outcomes carry the worker's name");
     let connections: BTreeSet<u64> = pushes.iter().map(Push::connection).collect();
     assert!(connections.len() >= 3, "each shard pushes on its own: {connections:?}");

@@ -44,7 +44,7 @@ async fn an_invite_that_comes_again_rings_once_and_is_answered_with_the_same_ide
     let events = read_all(&uri, "ringcast.invalid-tokens").await;
     // The judge asserts one identity for all copies of an invite, and at least one push for each device.
     let verdict = plan.judge(&outcomes, &events, &apple.stop().await);
-    assert!(verdict.rang_twice().is_empty(), "one push for each device: {verdict:?}");
+    assert!(verdict.rang_twice.is_empty(), "one push for each device: {verdict:?}");
     assert_eq!(verdict.outcomes_doubled.len(), INVITES);
     assert!(verdict.redelivered.is_empty(), "{verdict:?}");
 }

@@ -90,7 +90,7 @@ impl Stage {
         let outcomes = read_all(&uri, "ringcast.outcomes").await;
         let events = read_all(&uri, "ringcast.invalid-tokens").await;
         let verdict = self.plan.judge(&outcomes, &events, &self.apple.stop().await);
-        assert!(verdict.rang_twice().is_empty(), "{verdict:?}");
+        assert!(verdict.rang_twice.is_empty(), "{verdict:?}");
         assert!(verdict.redelivered.is_empty(), "the session lived through it: {verdict:?}");
     }
 }
